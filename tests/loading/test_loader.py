@@ -201,11 +201,8 @@ def test_sets_of_one_label_are_chosen_as_single_labels_are(index_of):
     one = index_of([(f"k{n}", label, []) for n, label in enumerate(labels)])
     sets = index_of([(f"k{n}", -1, [label]) for n, label in enumerate(labels)])
 
-    for subset in (
-        SubsetOptions(shots=3),
-        SubsetOptions(holdout=2),
-        SubsetOptions(shots=2, holdout=1),
-    ):
+    for options in ({"shots": 3}, {"holdout": 2}, {"shots": 2, "holdout": 1}):
+        subset = SubsetOptions(**options)
         chosen = select_training_rows(one, "train", subset)
         assert np.array_equal(select_training_rows(sets, "train", subset), chosen)
 
@@ -290,14 +287,8 @@ def test_by_key_other_records_of_a_class_displace_some_and_reorder_none(index_of
 
     def order(index, most):
         """Keys in the order in which more and more shots choose them."""
-        chosen = [
-            set(
-                index.keys(
-                    select_training_rows(index, "train", SubsetOptions(shots=n, rule="by_key"))
-                )
-            )
-            for n in range(1, most + 1)
-        ]
+        subsets = [SubsetOptions(shots=n, rule="by_key") for n in range(1, most + 1)]
+        chosen = [set(index.keys(select_training_rows(index, "train", s))) for s in subsets]
         return [(now - before).pop() for before, now in zip([set(), *chosen], chosen, strict=False)]
 
     own, beside = order(small, 12), order(large, 60)

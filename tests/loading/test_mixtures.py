@@ -27,6 +27,7 @@ from permafrost.losses.e2kd import E2KDLoss
 from permafrost.losses.feature_kd import class_map_loss, covered_mse
 from permafrost.losses.logit_distances import kd_loss, mld_loss, softmax_mse_loss
 from permafrost.models.classifier import ModelOutput
+from permafrost.models.providers import build_model
 from permafrost.training.step import batch_loss
 from tests.support.batches import FRAME, NUM_CLASSES, random_batch
 from tests.support.mixtures import PAIRS, boxes_of, mixed, share_of
@@ -80,7 +81,7 @@ def test_a_record_has_the_last_mixture_of_the_list_that_is_drawn():
 
     has_box = (mixture.boxes[:, 2:] > mixture.boxes[:, :2]).all(dim=1)
     assert has_box.float().mean().item() == pytest.approx(0.25, abs=0.03)
-    (rare,) = (drawn(replace(MIXUP, p=0.1)),)
+    rare = drawn(replace(MIXUP, p=0.1))
     assert (rare.shares == 1).float().mean().item() == pytest.approx(0.9, abs=0.03)
 
 
@@ -104,20 +105,18 @@ def test_partners_are_neighbors_and_a_last_row_without_one_is_not_mixed():
     assert torch.equal(mix_images(images, mixture)[4], images[4])
 
 
+def loader_of_rank(frozen, mix, rank, world_size, passes=()):
+    schedule = PixelAugmentSchedule(AugmentOptions(mix=mix), 5)
+    dataset = StoreDataset(frozen.store, rows_of_split(frozen.store.index, "train"), passes)
+    views = ViewSchedule(PAD_CROP, frozen.store.size, 5)
+    ranks = {"rank": rank, "world_size": world_size}
+    return TrainLoader(dataset, views, schedule, batch_size=12, seed=5, **ranks)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_any_number_of_ranks_has_the_same_mixtures_also_after_a_resume(frozen, ranks):
-    dataset = StoreDataset(frozen.store, rows_of_split(frozen.store.index, "train"))
-
     def images(rank, world_size, first_step=0):
-        loader = TrainLoader(
-            dataset,
-            ViewSchedule(PAD_CROP, frozen.store.size, 5),
-            PixelAugmentSchedule(AugmentOptions(mix=(MIXUP, replace(CUTMIX, p=0.5))), 5),
-            batch_size=12,
-            seed=5,
-            rank=rank,
-            world_size=world_size,
-        )
+        loader = loader_of_rank(frozen, (MIXUP, replace(CUTMIX, p=0.5)), rank, world_size)
         return [view_images(batch, FRAME) for batch in loader.epoch(1, first_step)]
 
     whole = images(0, 1)
@@ -131,35 +130,18 @@ def test_any_number_of_ranks_has_the_same_mixtures_also_after_a_resume(frozen, r
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_mean_over_ranks_is_the_loss_of_the_whole_batch(frozen, name, ranks):
-    dataset = StoreDataset(
-        frozen.store, rows_of_split(frozen.store.index, "train"), frozen.store.open_passes(())
-    )
     training = build_training(0, E2KDConfig(tau=2.0, lambda_ce=0.5))
-    training.model = frozen_student(frozen)
+    torch.manual_seed(3)
+    training.model = build_model(replace(frozen.config.teacher, weights=None), 10)
     training.forward = training.model.eval()
     mix = {"mixup": (MIXUP,), "cutmix": (CUTMIX,)}[name]
 
     def loss(rank, world_size):
-        loader = TrainLoader(
-            dataset,
-            ViewSchedule(PAD_CROP, frozen.store.size, 5),
-            PixelAugmentSchedule(AugmentOptions(mix=mix), 5),
-            batch_size=12,
-            seed=5,
-            rank=rank,
-            world_size=world_size,
-        )
+        loader = loader_of_rank(frozen, mix, rank, world_size, frozen.store.open_passes(()))
         return batch_loss(training, next(loader.epoch(0)), FRAME).total.item()
 
     slices = [loss(rank, ranks) for rank in range(ranks)]
     assert np.mean(slices) == pytest.approx(loss(0, 1), rel=1e-5)
-
-
-def frozen_student(frozen):
-    from permafrost.models.providers import build_model
-
-    torch.manual_seed(3)
-    return build_model(replace(frozen.config.teacher, weights=None), 10)
 
 
 # ---- images --------------------------------------------------------------------------------------
@@ -211,18 +193,10 @@ def pair_of_logits(seed=0, classes=6):
 
 
 def with_pairs(teacher, shares):
-    rows = PAIRS if isinstance(teacher, torch.Tensor) else None
-    second = (
-        teacher[rows]
-        if rows is not None
-        else replace(
-            teacher,
-            values=teacher.values[PAIRS],
-            classes=teacher.classes[PAIRS],
-            rest=teacher.rest[PAIRS],
-        )
-    )
-    return MixedLogits(first=teacher, second=second, shares=shares)
+    if isinstance(teacher, torch.Tensor):
+        return MixedLogits(first=teacher, second=teacher[PAIRS], shares=shares)
+    others = {name: getattr(teacher, name)[PAIRS] for name in ("values", "classes", "rest")}
+    return MixedLogits(first=teacher, second=replace(teacher, **others), shares=shares)
 
 
 SHARES = torch.tensor([0.3, 0.9, 0.5, 0.05], dtype=torch.float64)
@@ -336,14 +310,8 @@ def test_the_map_term_is_that_of_both_records_on_their_cells_by_their_shares(nam
     explained = targets.target_class
     assert torch.equal(found.target_class, torch.cat([explained, explained[PAIRS]], dim=1))
     x0, y0, x1, y1 = (4 * each for each in BOX)
-    inside = np.array(
-        [
-            [
-                max(0, min(x1, x + 1) - max(x0, x)) * max(0, min(y1, y + 1) - max(y0, y))
-                for x in range(4)
-            ]
-            for y in range(4)
-        ]
+    inside = np.outer(
+        *([max(0, min(b, i + 1) - max(a, i)) for i in range(4)] for a, b in ((y0, y1), (x0, x1)))
     )
     total = 0.0
     for i in range(4):
@@ -368,10 +336,7 @@ def test_a_pair_whose_map_is_zero_is_left_out_by_both_ways_of_counting():
     found = mix_targets(with_mixture(targets, mixture))
 
     d = [
-        [
-            cosine_distance(student[i, half, 0], targets.maps[row, 0, 0])
-            for half, row in enumerate((i, PAIRS[i]))
-        ]
+        [cosine_distance(student[i, h, 0], maps[row, 0, 0]) for h, row in enumerate((i, PAIRS[i]))]
         for i in range(4)
     ]
     both = [0.3 * d[i][0] + 0.7 * d[i][1] for i in (2, 3)]

@@ -29,6 +29,7 @@ from tests.models.transformers_families import (
     save_family,
     save_processor,
 )
+from tests.support.runs import assert_equal_states
 
 _NOT_FOLLOWED = {"SigLIP 2, NaFlex", "ViT-MAE", "Perceiver", "TimmWrapper"}
 
@@ -106,9 +107,7 @@ def test_other_classes_get_a_new_head_on_the_same_trunk(vit):
     same = build_model(vit, CLASSES).network
 
     assert other.classifier.weight.shape == (5, 16)
-    trunks = (network.vit.state_dict() for network in (other, same))
-    for (name, tensor), expected in zip(next(trunks).items(), next(trunks).values(), strict=True):
-        assert torch.equal(tensor, expected), name
+    assert_equal_states(other.vit.state_dict(), same.vit.state_dict())
     with pytest.raises(ConfigError, match=r"has 3 outputs, but 5 are needed"):
         Network(vit, 5).describe()
 

@@ -65,14 +65,18 @@ def write_sweep(
     run_files.write_table(RUNS / run, rows)
 
 
-def page_and_values(frozen, **options):
-    config = ReportConfig(
+def report_config(frozen, run="sweep", contact_records=0, command=(), **options):
+    return ReportConfig(
         store=StoreOptions(path=str(frozen.store.path)),
         augment=PAD_CROP,
-        report=ReportOptions(contact_records=2, cases=0, **options),
-        run="sweep",
+        report=ReportOptions(contact_records=contact_records, cases=0, **options),
+        run=run,
+        command=command,
     )
-    result = report.run(config)
+
+
+def page_and_values(frozen, **options):
+    result = report.run(report_config(frozen, contact_records=2, **options))
     return Path(result.html), json.loads(Path(result.json).read_text())
 
 
@@ -94,6 +98,8 @@ def test_a_page_needs_nothing_but_itself(page):
     assert parsed.all("link") == []
     assert all("src" not in script for script in parsed.all("script"))
     assert not re.search(r"https?:|url\(|@import", re.sub(r'src="data:[^"]*"', "", html))
+    for style in ("prefers-color-scheme: dark", "max-width: 40rem", "@media print"):
+        assert style in html
 
 
 @needs_papers
@@ -127,11 +133,9 @@ def test_what_a_first_reader_looks_for_stands_before_the_sections_of_single_eval
     assert links == [anchor for anchor in headings if anchor in links]
 
 
-def test_the_style_has_a_dark_side_a_narrow_one_and_one_for_paper(page):
-    html = page.read_text()
-
-    for words in ("prefers-color-scheme: dark", "max-width: 40rem", "@media print"):
-        assert words in html
+def differences_of(html):
+    """Table of differences in a page."""
+    return html[html.index('data-file="differences"') :].partition("</table>")[0]
 
 
 def marked_variants(html, column=0):
@@ -214,15 +218,12 @@ def test_a_page_needs_no_pair_where_several_runs_have_one_variant_of_the_default
 )
 def test_a_column_that_was_not_evaluated_is_an_error_only_if_it_is_typed(frozen, words, message):
     write_sweep()
-    options = ReportOptions(
-        columns={"accuracy": "test.accuracy", "epg": "all.epg"}, contact_records=0, cases=0
-    )
-    store = StoreOptions(path=str(frozen.store.path))
-    config = ReportConfig(store=store, augment=PAD_CROP, report=options, run="sweep", command=words)
+    columns = {"accuracy": "test.accuracy", "epg": "all.epg"}
+    config = report_config(frozen, command=words, columns=columns)
 
     with nullcontext() if message is None else pytest.raises(ConfigError, match=message):
         values = json.loads(Path(report.run(config).json).read_text())
-        assert [name for name in values["runs"][0] if name in options.columns] == ["accuracy"]
+        assert [name for name in values["runs"][0] if name in columns] == ["accuracy"]
 
 
 def test_the_points_of_another_run_s_grid_leave_the_variants_of_the_run_itself_comparable(
@@ -302,9 +303,7 @@ def test_every_table_has_a_sentence_above_it_and_a_name_for_its_file(page):
         r'(.{0,450})<table class="(?:sortable|facts)" data-file="(\w*)"', html, re.S
     )
 
-    assert {"results", "options", "runs", "passes", "networks", "setup", "cost"} <= {
-        name for _, name in tables
-    } | {"networks", "options"}
+    assert {"results", "runs", "passes", "setup", "cost"} <= {name for _, name in tables}
     for before, name in tables:
         assert 'class="meaning"' in before or name == "teacher", name
 
@@ -351,9 +350,7 @@ def test_every_column_has_the_differences_from_the_baseline_with_their_intervals
         name: {"labels", "e2kd", "at"} for name in ("accuracy", "agreement")
     }
     assert found["agreement"]["e2kd"]["mean"] == pytest.approx(0.075)
-    text = html.read_text()
-    table = text[text.index('data-file="differences"') :]
-    table = table[: table.index("</table>")]
+    table = differences_of(html.read_text())
     heads = re.findall(r'data-csv="(\w+)"', table)
     assert heads == ["accuracy_minus_kd", "agreement_minus_kd"]
     rows = dict(re.findall(r'<tr data-method="(\w+)">(.*?)</tr>', table, re.DOTALL))
@@ -369,12 +366,9 @@ def test_the_table_of_differences_names_a_baseline_that_is_a_variants_own(frozen
 
     assert set(values["differences_by_column"]["accuracy"]) == {"labels", "e2kd"}
     text = html.read_text()
-    table = text[text.index('data-file="differences"') :]
-    table = table[: table.index("</table>")]
-    assert (
-        "Differences from kd, or from the variant that a row names, of the means over seeds" in text
-    )
-    assert re.findall(r'<tr data-method="(\w+)"><th[^>]*>([^<]*)</th>', table) == [
+    meaning = "Differences from kd, or from the variant that a row names, of the means over seeds"
+    assert meaning in text
+    assert re.findall(r'<tr data-method="(\w+)"><th[^>]*>([^<]*)</th>', differences_of(text)) == [
         ("labels", "labels"),
         ("e2kd", "e2kd \N{MINUS SIGN} labels"),
     ]
@@ -472,13 +466,13 @@ def test_the_numbers_of_students_and_variants_are_csv_files(page):
 def test_runs_that_differ_in_the_seed_only_are_seeds_of_one_variant(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     inputs = "inputs: {store: abc}\n"
-    for task, seed, options in (
-        ("0", 0, inputs),
-        ("1", 1, inputs),
-        ("again", 1, inputs),
-        ("other", 2, f"{inputs}split: other\n"),
+    for task, seed, more in (
+        ("0", 0, ""),
+        ("1", 1, ""),
+        ("again", 1, ""),
+        ("other", 2, "split: x\n"),
     ):
-        write_sweep(f"array/{task}", {"kd": (0.5,)}, first=seed, options=options)
+        write_sweep(f"array/{task}", {"kd": (0.5,)}, first=seed, options=inputs + more)
 
     def labels(*others):
         return [each.label for each in load_results("array/0", [f"array/{o}" for o in others])]
@@ -494,10 +488,7 @@ NAMES = ["b_1 & {50%}", "other"]
 def test_a_latex_table_says_what_its_numbers_are(tmp_path):
     shared = {"folder": tmp_path, "metrics": {"test": {"records": 1000, "accuracy": 0.5}}}
     results = [StudentResult(variant=n, label=n, seed=s, **shared) for n in NAMES for s in range(3)]
-    columns = [
-        Column(name="accuracy", source="test.accuracy"),
-        Column(name="epg", source="test.epg"),
-    ]
+    columns = [Column(name=name, source=f"test.{name}") for name in ("accuracy", "epg")]
     values = {NAMES[0]: [0.5, 0.51, 0.52], NAMES[1]: [0.2, 0.21, 0.22]}
     rows = [
         {"method": each.label, "accuracy": values[each.label][each.seed], "epg": None}
@@ -618,12 +609,7 @@ def test_a_student_has_its_folder_its_costs_and_the_command_that_exports_it(
     monkeypatch.chdir(shutil.copytree(swept, tmp_path / "copy"))
     times, measure = [], provenance._milliseconds
     monkeypatch.setattr(provenance, "_milliseconds", lambda at: times.append(measure(at)) or 1.5)
-    config = ReportConfig(
-        store=StoreOptions(path=str(frozen.store.path)),
-        augment=PAD_CROP,
-        report=ReportOptions(contact_records=0, cases=0),
-        run="grid",
-    )
+    config = report_config(frozen, "grid")
     (RUNS / "grid/report.times.json").unlink(missing_ok=True)
 
     result = report.run(config)

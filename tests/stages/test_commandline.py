@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -31,32 +32,34 @@ from tests.support.paths import ROOT
 from tests.support.processes import run_program
 from tests.support.slow import slow
 
+PAPERS_OPTIONS = {"tau": 1.0, "lambda_ce": 0.0, "lambda_kd": 1.0}
+READ = {
+    "distill": {"method": KDConfig(**PAPERS_OPTIONS)},
+    "distill method=e2kd": {"method": E2KDConfig(**PAPERS_OPTIONS, lambda_map=1.0)},
+    "precompute teacher=cifar teacher.name=resnet56 teacher.weights=w.pt":
+        {"teacher.kind": "cifar", "teacher.name": "resnet56"},
+    "distill method=labels method.label_smoothing=0.1": {"method": LabelsConfig(label_smoothing=0.1)},
+    "precompute experiment=demo teacher=none": {"teacher": NoModelConfig()},
+    "sweep experiment=demo 'variants={one: [\"method=kd\"]}' seeds=[4]":
+        {"variants": {"one": ("method=kd",)}},
+    "precompute data=image_table data.path=x.csv 'data.split_names={train: train, prüfung: test}' "
+    "'data.only_classes=[weiß,rot (2)]'":
+        {"data.split_names": {"train": "train", "prüfung": "test"}, "data.only_classes": ("weiß", "rot (2)")},
+    "distill optimizer.lr=1e-3": {"optimizer.lr": 0.001},
+}  # fmt: skip
+"""Commands, and options as they are read: by name, as the papers have them, with any letters, as numbers."""
 
-def test_the_method_defaults_are_the_papers():
-    assert config_of("distill").method == KDConfig(tau=1.0, lambda_ce=0.0, lambda_kd=1.0)
-    assert config_of("distill", "method=e2kd").method == E2KDConfig(
-        tau=1.0, lambda_ce=0.0, lambda_kd=1.0, lambda_map=1.0
-    )
 
+@for_each("command,options", READ.items())
+def test_what_is_typed_is_what_is_read(command, options):
+    config = config_of(*shlex.split(command))
 
-def test_the_group_is_the_provider_and_the_name_is_free():
-    config = config_of(
-        "precompute", "teacher=cifar", "teacher.name=resnet56", "teacher.weights=w.pt"
-    )
-
-    assert (config.teacher.kind, config.teacher.name) == ("cifar", "resnet56")
+    assert {name: attrgetter(name)(config) for name in options} == options
 
 
 def test_a_method_knows_its_own_options_only():
-    assert config_of(
-        "distill", "method=labels", "method.label_smoothing=0.1"
-    ).method == LabelsConfig(label_smoothing=0.1)
     with pytest.raises(ConfigError, match=r"unknown option method\.tau.*label_smoothing"):
         config_of("distill", "method=labels", "method.tau=4")
-
-
-def test_packing_alone_needs_no_teacher():
-    assert config_of("precompute", "experiment=demo", "teacher=none").teacher == NoModelConfig()
 
 
 def do_nothing(config):
@@ -200,12 +203,6 @@ def test_randaugment_is_an_option_of_every_mode(verb, words, section):
     assert [operation.kind for operation in built.on_pixels] == ["randaugment"]
 
 
-def test_variants_that_are_typed_replace_an_experiments():
-    config = config_of("sweep", "experiment=demo", "variants={one: ['method=kd']}", "seeds=[4]")
-
-    assert config.variants == {"one": ("method=kd",)}
-
-
 @for_each(
     "path",
     [
@@ -215,21 +212,6 @@ def test_variants_that_are_typed_replace_an_experiments():
 )
 def test_a_path_is_taken_as_the_shell_passes_it(path):
     assert config_of("precompute", "data=image_folder", f"data.path={path}").data.path == path
-
-
-def test_lists_and_mappings_may_contain_any_letters():
-    config = config_of(
-        "precompute",
-        *("data=image_table", "data.path=x.csv", "data.split_names={train: train, prüfung: test}"),
-        "data.only_classes=[weiß,rot (2)]",
-    )
-
-    assert config.data.split_names == {"train": "train", "prüfung": "test"}
-    assert config.data.only_classes == ("weiß", "rot (2)")
-
-
-def test_numbers_in_scientific_notation_are_numbers():
-    assert config_of("distill", "optimizer.lr=1e-3").optimizer.lr == 0.001
 
 
 @for_each("verb", VERBS)
@@ -292,21 +274,14 @@ def test_a_reader_that_closes_the_output_early_ends_the_command_quietly(tmp_path
     assert ended.stderr == ""
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["experiment=demo", "teacher=none"], "permafrost teach experiment=demo"),
-        (
-            ["experiment=demo", "teacher=none", "run=mine", "store.path=stores/demo"],
-            "permafrost teach experiment=demo run=mine store.path=stores/demo",
-        ),
-        (["store.path=s"], "permafrost teach store.path=s run=my-teacher evaluate.splits=[val]"),
-    ],
-)
-def test_the_next_command_is_of_the_same_experiment(words, expected):
+def test_the_next_command_is_of_the_same_experiment():
     command = "permafrost teach store.path=s run=my-teacher evaluate.splits=[val]"
+    demo, named = ["experiment=demo", "teacher=none"], ["run=mine", "store.path=stores/demo"]
 
-    assert next_command(command, words) == expected
+    assert next_command(command, demo) == "permafrost teach experiment=demo"
+    own = f"permafrost teach experiment=demo {' '.join(named)}"
+    assert next_command(command, demo + named) == own
+    assert next_command(command, ["store.path=s"]) == command
 
 
 def test_the_next_command_of_an_experiment_uses_the_teacher_that_was_trained():

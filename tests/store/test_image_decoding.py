@@ -322,22 +322,13 @@ def test_transparent_colors_lie_on_white(kind, options):
     assert (decoded == expected).mean() > 0.97
 
 
-def test_half_transparent_pixels_by_hand():
+def test_half_hidden_and_shown_pixels_by_hand():
     # 100 * 128/255 + 255 * 127/255 = 177.2, 0 becomes 127 and 255 stays.
-    pixels = np.array([[[100, 0, 255, 128]]], dtype=np.uint8)
-
-    assert hwc(encoded(Image.fromarray(pixels), "PNG"))[0, 0].tolist() == [177, 127, 255]
-
-
-def test_the_hidden_color_of_a_fully_transparent_pixel_does_not_show():
-    pixels = np.zeros((2, 2, 4), dtype=np.uint8)
-    pixels[..., 0] = 200
-    pixels[0, 0, 3] = 255
+    pixels = np.array([[[100, 0, 255, 128], [200, 0, 0, 0], [200, 0, 0, 255]]], dtype=np.uint8)
 
     decoded = hwc(encoded(Image.fromarray(pixels), "PNG"))
 
-    assert decoded[0, 0].tolist() == [200, 0, 0]
-    assert (decoded.reshape(-1, 3)[1:] == 255).all()
+    assert decoded[0].tolist() == [[177, 127, 255], [255, 255, 255], [200, 0, 0]]
 
 
 def test_gray_with_alpha_lies_on_white():
@@ -355,24 +346,19 @@ def palette_image():
     return image
 
 
-@pytest.mark.parametrize("kind", ["PNG", "GIF"])
-def test_a_transparent_palette_entry_is_white_and_the_others_are_looked_up(kind):
-    decoded = hwc(encoded(palette_image(), kind, transparency=1))
+@pytest.mark.parametrize(
+    ("kind", "options", "second", "third"),
+    [
+        ("PNG", {}, [200, 0, 0], [0, 200, 0]),
+        *((kind, {"transparency": 1}, [255] * 3, [0, 200, 0]) for kind in ("PNG", "GIF")),
+        # 200 * 128/255 + 127 = 227.4
+        ("PNG", {"transparency": bytes([255, 128, 0, 255])}, [227, 127, 127], [255] * 3),
+    ],
+)
+def test_palette_entries_are_looked_up_and_transparent_ones_are_white(kind, options, second, third):
+    decoded = hwc(encoded(palette_image(), kind, **options))
 
-    assert decoded.tolist() == [[[10, 20, 30], [255, 255, 255]], [[0, 200, 0], [0, 0, 200]]]
-
-
-def test_a_palette_without_transparency_is_looked_up():
-    decoded = hwc(encoded(palette_image(), "PNG"))
-
-    assert decoded.tolist() == [[[10, 20, 30], [200, 0, 0]], [[0, 200, 0], [0, 0, 200]]]
-
-
-def test_a_palette_entry_may_be_half_transparent():
-    decoded = hwc(encoded(palette_image(), "PNG", transparency=bytes([255, 128, 0, 255])))
-
-    assert decoded[0, 1].tolist() == [227, 127, 127]  # 200 * 128/255 + 127 = 227.4
-    assert decoded[1].tolist() == [[255, 255, 255], [0, 0, 200]]
+    assert decoded.tolist() == [[[10, 20, 30], second], [third, [0, 0, 200]]]
 
 
 @pytest.mark.parametrize(
