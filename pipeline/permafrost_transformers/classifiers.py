@@ -25,7 +25,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING as _CLASSIFIERS,
 )
-from transformers.utils import logging as library_logging
+from transformers.utils import logging as log
 
 from permafrost.config.models import is_published
 from permafrost.core.errors import UserError, first_line, require
@@ -146,22 +146,24 @@ def _has_head(settings: Any) -> bool:
 @contextlib.contextmanager
 def _reading(config: TransformersModelConfig) -> Iterator[None]:
     """Say in one line why a network cannot be fetched, read or run, without the library's own reports."""
-    verbosity = library_logging.get_verbosity()
-    library_logging.set_verbosity_error()
-    library_logging.disable_progress_bar()
+    verbosity, has_bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # the library raises many types of them
-        otherwise = (
+        reasons = [
+            *(reason for kind, reason in _REASONS.items() if isinstance(error, kind)),
             f"cannot be read as a network of images alone by transformers {transformers.__version__} "
-            f"({first_line(error)}); name another, or save it again by save_pretrained"
-        )
-        reasons = (reason for kind, reason in _REASONS.items() if isinstance(error, kind))
-        raise WeightsError(f"name={config.name} {next(reasons, otherwise)}") from error
+            f"({first_line(error)}); name another, or save it again by save_pretrained",
+        ]
+        raise WeightsError(f"name={config.name} {reasons[0]}") from error
     finally:
-        library_logging.set_verbosity(verbosity)
+        log.set_verbosity(verbosity)
+        if has_bars:
+            log.enable_progress_bar()
 
 
 @functools.cache
@@ -215,8 +217,9 @@ def _load(kind: Any, config: TransformersModelConfig, folder: Path, settings: An
         wrong = {name for name in report["missing_keys"] if not name.startswith("pooler.")}
         if len(wrong) < len(report["missing_keys"]):  # a network that was trained without it
             network.pooler = None
-        heads = settings.num_labels
-        wrong |= {name for name, _, shape in report["mismatched_keys"] if shape[0] != heads}
+        wrong |= {
+            name for name, _, shape in report["mismatched_keys"] if shape[0] != settings.num_labels
+        }
         require(
             not wrong,
             f"{config.name} lacks {len(wrong)} tensors of {type(network).__name__}, or has them in other shapes, such "

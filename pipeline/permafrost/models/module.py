@@ -102,13 +102,14 @@ class _LayerRead(BaseException):
 class ModuleClassifier(ProbedClassifier):
     """Any module from images to logits [B, K], whose features are the output of one of its layers.
 
-    The output of the layer is a grid, with the channels first or last. The maps of a network whose logits are a linear
-    layer on the average of these features, with or without a layer norm, have a closed form, which is found by running
-    the rest of the network on random features. Otherwise the gradient with respect to the features is computed: for a
-    student in the graph of its step, for a frozen network by running it again on the same images with the features in
-    the layer's place.
+    The output of the layer is a grid or its tokens, laid out by `layout`. The maps of a network whose logits are a
+    linear layer on the average of the features, with or without a layer norm, have a closed form, which is found by
+    running the rest of the network on random features. Otherwise the gradient with respect to the features is
+    computed: for a student in the graph of its step, for a frozen network by running it again on the same images with
+    the features in the layer's place.
 
-    The first forward pass examines the network (`_probe`), and raises ConfigError if it cannot be explained there.
+    The first forward pass examines the network (`_probe`), and raises ConfigError if it cannot be run. If no layer can
+    be explained, `no_grid` says why.
     """
 
     def __init__(
