@@ -22,6 +22,7 @@ from permafrost.annotation.outputs import (
     BatchInfo,
     EncodedFields,
     FeaturesOutput,
+    FoldOutput,
     Framing,
     MapsOutput,
     OutputKind,
@@ -49,6 +50,7 @@ from permafrost.models.compute import (
     resolve_device,
 )
 from permafrost.models.explanations import forward_to_explain, pass_precision, require_image_places
+from permafrost.models.fold_networks import FoldsClassifier
 from permafrost.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
 from permafrost.models.record_independence import require_no_memory
 from permafrost.models.trained_weights import DataClasses, count_classes
@@ -120,12 +122,18 @@ class TeacherAnnotator:
 
         # The tasks of a pass share a network, which a compiled one would not be for those that are eager.
         options = teacher, classes, config.reads_head, self.settings.channels_last, config.compile
-        self.model = task_context().keep("teacher", (*options, self.device), build)
+        network = task_context().keep("teacher", (*options, self.device), build)
+        self.model = network.of_one_record
         self.output_kinds = build_outputs(config, explainer)
+        self.folds = network if isinstance(network, FoldsClassifier) else None
+        """Networks of which each record has its own, None for a single one, which is `model`."""
+        if self.folds is not None:
+            self.output_kinds.append(FoldOutput(self.folds))
         if self.settings.compile:
             # Some networks examine themselves in their first pass.
             self._forward(self._example(), self.output_kinds)
-            self.model.compile()
+            for module in [self.model] if self.folds is None else self.folds.networks:
+                module.compile()
 
     def with_precision(self, precision: str) -> TeacherAnnotator:
         """Return an annotator with the same network, whose forward pass has another precision.
@@ -373,12 +381,39 @@ class TeacherAnnotator:
     def _run_outputs(
         self, inputs: Tensor, records: BatchInfo, kinds: Sequence[OutputKind]
     ) -> list[EncodedFields]:
-        """Compute the fields of each of the outputs with one forward pass."""
+        """Compute the fields of each of the outputs with one forward pass, or one of each fold."""
+        if self.folds is not None:
+            return self._run_folds(self.folds, inputs, records, kinds)
         output = self._forward(inputs, kinds)
         with deterministic_algorithms(self.device):
             encoded = [kind.encode(self.model, output, records) for kind in kinds]
         logits = {_OUTPUT: output.logits.isfinite().all(dim=1)}
         return [part._replace(finite=logits | _finite_records(part.values)) for part in encoded]
+
+    def _run_folds(
+        self,
+        networks: FoldsClassifier,
+        inputs: Tensor,
+        records: BatchInfo,
+        kinds: Sequence[OutputKind],
+    ) -> list[EncodedFields]:
+        """Compute the fields of each of the outputs by the network of each record's fold."""
+        folds = torch.from_numpy(networks.folds_of(records.keys))
+        parts = []
+        for fold in sorted(set(folds.tolist())):
+            rows = (folds == fold).nonzero()[:, 0]
+            keys = [records.keys[row] for row in rows.tolist()]
+            annotator = self.with_changes(model=networks.networks[fold], folds=None)
+            part = inputs[rows.to(inputs.device)], BatchInfo(keys, records.labels[rows])
+            parts.append(annotator._run_outputs(*part, kinds))
+        places = folds.argsort(stable=True).argsort()  # of each record among the parts
+        merged = [_merged(part, _concatenated) for part in zip(*parts, strict=True)]
+        return [
+            EncodedFields(
+                _rows_of(each.values, places), each.fidelity, _rows_of(each.finite, places)
+            )
+            for each in merged
+        ]
 
     def _frames(self, batch: FrameBatch) -> Tensor:
         """Frames u8 [n, 3, H, W], or rows of a table, on the teacher's device.
@@ -552,6 +587,11 @@ def _merged(
             for kind in range(3)
         )
     )
+
+
+def _rows_of(values: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """Return these rows of each tensor."""
+    return {name: tensor[rows.to(tensor.device)] for name, tensor in values.items()}
 
 
 def _concatenated(tensors: list[Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ from permafrost.annotation.teacher_fields import (
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.store import OUTPUTS, PassOptions
 from permafrost.core.errors import require
-from permafrost.core.records import REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
+from permafrost.core.records import FOLD, REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
 from permafrost.loading.transfer import copy_to
 from permafrost.models.classifier import (
     NO_INTERMEDIATES,
@@ -32,6 +32,7 @@ from permafrost.models.classifier import (
     stage_number,
 )
 from permafrost.models.explanations import explainer_named, target_classes
+from permafrost.models.fold_networks import FoldsClassifier
 from permafrost.store.codecs import decode_tensor, encode_unit, lowest_cosine_of_arrays
 from permafrost.store.projections import Projection
 
@@ -433,6 +434,25 @@ class PooledOutput:
         values = pooled_fields(output)["pooled"].detach()
         stored = values.half()  # the annotator reports overflows
         return EncodedFields({"pooled": stored}, {"pooled": lowest_cosine(values, stored)})
+
+
+# ---- fold ------------------------------------------------------------------------------------------
+
+
+class FoldOutput:
+    """Field fold i32 [1]: the fold, from 0, whose network was not trained on the record and has annotated it."""
+
+    intermediates = NO_INTERMEDIATES
+
+    def __init__(self, networks: FoldsClassifier) -> None:
+        self.networks = networks
+
+    def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
+        return [FieldSpec(name=FOLD, shape=(1,), dtype="int32", axes=("fold",))]
+
+    def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
+        folds = torch.from_numpy(self.networks.folds_of(records.keys)).int()
+        return EncodedFields({FOLD: folds[:, None].to(output.logits.device)}, {})
 
 
 # ---- build -----------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from permafrost.config.environment import CONF
 from permafrost.config.experiments import ExperimentFile, read_experiment
 from permafrost.config.families import FAMILIES, class_of
-from permafrost.config.models import SavedModelConfig
+from permafrost.config.models import FoldsModelConfig, SavedModelConfig
 from permafrost.config.options import Option, options_of, plain_defaults, to_plain, without_null
 from permafrost.config.plugins import require_named
 from permafrost.config.sections import (
@@ -461,16 +461,20 @@ def _alternatives(hint: Any) -> list[Any]:
 _DESCRIPTION, _WEIGHTS = "model.json", "model.safetensors"
 
 
+_OF_RUN = {cls.kind: cls for cls in (SavedModelConfig, FoldsModelConfig)}
+"""Kinds of networks whose other options are those of the run that trained them."""
+
+
 def _options_of_run(section: str, values: Any) -> Any:
-    """Return the options of a network, those of kind=saved replaced by the options of the run that trained it."""
+    """Return the options of a network, those of a kind of _OF_RUN replaced by the options of the run."""
     is_network = section in _NETWORKS and isinstance(values, dict)
-    if not is_network or values["kind"] != SavedModelConfig.kind or values["weights"] is None:
+    if not is_network or values["kind"] not in _OF_RUN or values["weights"] is None:
         return values
+    kind = values["kind"]
     typed = {
         name: value
         for name, value in values.items()
-        if name not in ("kind", "name", "weights")
-        and value != plain_defaults(SavedModelConfig)[name]
+        if name not in ("kind", "name", "weights") and value != plain_defaults(_OF_RUN[kind])[name]
     }
     path = Path(values["weights"])
     folder = path.parent if path.name == _WEIGHTS else path
@@ -478,9 +482,10 @@ def _options_of_run(section: str, values: Any) -> Any:
         described = check_json(file_at(folder / _DESCRIPTION).read())
         options = described["model"]
         sides = set(described["input_size"])
-    except (OSError, DigestError, KeyError, TypeError) as error:
+        require(kind in ("saved", options["kind"]), "it has one network; set teacher=saved")
+    except (OSError, DigestError, KeyError, TypeError, ConfigError) as error:
         raise ConfigError(
-            f"{section}=saved needs {section}.weights=, the folder of a network that teach or distill has finished, "
+            f"{section}={kind} needs {section}.weights=, the folder of a network that teach or distill has finished, "
             f"such as runs/my-teacher/teach; {section}.weights={values['weights']} is not one ({error})"
         ) from error
     require_named(options.get("factory"), folder / _DESCRIPTION)

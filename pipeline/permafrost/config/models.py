@@ -238,6 +238,48 @@ class SavedModelConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FoldsModelConfig(ModelConfig):
+    """Networks that permafrost teach has trained with teaching.folds, one for each record of a pass.
+
+    A record's targets are of the network that was trained without it. One that no network was trained on gets the
+    network of its key's digest modulo the number of folds.
+    """
+
+    implementation: ClassVar[str] = "permafrost.models.fold_networks:PROVIDER"
+
+    kind: Literal["folds"] = "folds"
+    weights: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None
+    """Folder of the networks, such as runs/my-teachers/teach. All other options are taken from it."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    network: dict[str, Any] = field(default_factory=dict)
+    """Options of each network."""
+    folds: int = 0
+    """Number of networks."""
+    records: int = 0
+    """Number of records that they were trained on."""
+
+    @property
+    def each(self) -> ModelConfig:
+        """Options of each network."""
+        from permafrost.config.builder import build_config  # which imports this module
+
+        config: ModelConfig = build_config(MODELS[self.network["kind"]], self.network, "network")
+        return config
+
+    def input_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+        return self.each.input_shape(size)
+
+    def resolve(self, option: str, store: str, columns: int | None) -> ModelConfig:
+        require(
+            bool(self.network) and option == "teacher",
+            f"{option}=folds is a teacher of precompute; set teacher.weights= to the folder that permafrost teach "
+            "teaching.folds=5 has written, such as runs/my-teachers/teach",
+        )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModuleConfig(ModelConfig):
     """Any network of your own: a function that builds a torch.nn.Module, and the layer that is explained."""
 
@@ -421,6 +463,7 @@ MODELS: Family[type[ModelConfig]] = Family(
             ModuleConfig,
             MemoryModelConfig,
             SavedModelConfig,
+            FoldsModelConfig,
         )
     }
 )

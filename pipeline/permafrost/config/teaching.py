@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 
 from permafrost.config.augment import AugmentOptions
-from permafrost.config.cluster import ClusterConfig, LocalClusterConfig
+from permafrost.config.cluster import ClusterConfig, LocalClusterConfig, SharedExecutorName
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import LabelLoss, check_label_loss
 from permafrost.config.models import ModelConfig, NoModelConfig, whole_frame
@@ -17,6 +17,7 @@ from permafrost.config.options import Command, Options, Role
 from permafrost.config.plugins import Family
 from permafrost.config.store import StoreOptions
 from permafrost.config.training import Logger, OptimizerOptions, TrainerOptions, check_pairs
+from permafrost.core.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,12 @@ class LabelTeachingConfig(Options):
     last layer is reinitialized if its classes differ."""
     split: str = "train"
     """Split of the store to train on."""
+    folds: Annotated[int, Ge(0), Le(255), Role.IF_SET] = 0
+    """Number of teachers, each trained without one fold of the split, for a pass of teacher=folds: no record gets
+    targets from a network that has seen it. Each fold has an equal share of each class, and whole groups of data.group
+    if there are 10 groups or more for each. 0 trains one teacher on all records."""
+    fold: Annotated[int | None, Ge(0), Role.IF_SET] = None
+    """Fold, from 0, whose teacher alone is trained; null trains those of all folds and joins them."""
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
     augment: AugmentOptions = field(default_factory=AugmentOptions)
@@ -99,6 +106,8 @@ class TeachConfig(Options):
         default_factory=LocalClusterConfig
     )
     """Cluster that the training processes run on."""
+    executor: Annotated[SharedExecutorName, Role.OUTSIDE_IDENTITY] = "auto"
+    """Executor of the folds of teaching.folds, as in sweep."""
     seed: int = 0
     """Seed of the training, as in distill."""
     run: str = ""
@@ -114,3 +123,15 @@ class TeachConfig(Options):
         object.__setattr__(self, "teacher", whole_frame(self.teacher))
         object.__setattr__(self, "black_box", whole_frame(self.black_box))
         self.teaching.check(self.teacher, self.black_box)
+        folds, fold = self.teaching.folds, self.teaching.fold
+        require(
+            folds != 1 and (fold is None or fold < folds),
+            f"teaching.folds={folds} teaching.fold={fold}: set folds to 0 or to 2 or more, and fold to null or to a "
+            "number below folds",
+        )
+        require(
+            folds == 0
+            or (self.teacher.kind != "memory" and not self.teaching.uses_black_box(self.teacher)),
+            f"teaching.folds={folds} trains networks of files or functions on labels, not teacher={self.teacher.kind} "
+            f"with teaching={self.teaching.kind}; set teaching.folds=0",
+        )

@@ -194,6 +194,9 @@ VIEW_FIELDS = (
 FEATURES = "features"
 """Output of whole features, and the beginning of the names of its fields."""
 
+FOLD = "fold"
+"""Field of a pass of teacher=folds: the fold whose network has annotated the record."""
+
 TOP_LOGITS, TOP_CLASS, REST_LOGITS = "top_logits", "top_class", "rest_logits"
 """Fields of a pass that stores the largest logits in place of all: the values of TopLogits."""
 

@@ -308,6 +308,11 @@ class Classifier(nn.Module, ABC):
         return self.inner
 
     @property
+    def of_one_record(self) -> Classifier:
+        """Network that a record runs through, which is one of several only for those of folds."""
+        return self
+
+    @property
     def device(self) -> torch.device:
         """Device of the parameters."""
         return next(self.parameters()).device

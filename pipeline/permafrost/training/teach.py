@@ -17,9 +17,12 @@ import pkgutil
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from permafrost.config.models import (
     MEMORY,
@@ -31,10 +34,13 @@ from permafrost.config.models import (
 from permafrost.config.paths import with_absolute_paths
 from permafrost.config.teaching import TeachConfig
 from permafrost.config.training import TrainerOptions
+from permafrost.core.digests import derive_seed
 from permafrost.core.errors import require
 from permafrost.core.progress import show_epochs
+from permafrost.core.records import NO_GROUP
 from permafrost.evaluation.evaluator import numbers_of
 from permafrost.evaluation.results import METRICS_NAME, PICTURE, read_metrics_file
+from permafrost.loading.subset import rows_at, rows_of_split
 from permafrost.models.network import Network
 from permafrost.models.read_files import digests_of_reads
 from permafrost.models.resolve import resolve_teach
@@ -42,18 +48,24 @@ from permafrost.models.saved import SavedNetwork, TrainedModel
 from permafrost.models.trained_weights import MODEL_NAME
 from permafrost.runs.folder import PassRecords, RunFolder
 from permafrost.runs.trackers import check_logger
+from permafrost.sources.drawn_splits import choose_test
 from permafrost.storage.signed_files import write_json
+from permafrost.store.index import RecordIndex, RowNumbers
 from permafrost.store.reader import Store
 from permafrost.training.job import TrainingJob, TrainingProgress, fit_batch, records_of_steps
 
 if TYPE_CHECKING:
     from permafrost.core.distributed import DistributedContext
     from permafrost.models.classifier import Classifier
+    from permafrost.training.fold_training import FoldsPlan
     from permafrost.training.spec import TrainingSpec
     from permafrost.training.targets import TargetSource
 
 
 logger = logging.getLogger("permafrost.teach")
+
+_GROUPS_PER_FOLD = 10
+"""Least number of groups for each fold for which groups stay whole. Fewer are attributes, such as the place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +86,23 @@ class TeachResult:
 
 
 def teach_network(config: TeachConfig) -> TeachResult:
-    """Train, export and evaluate the teacher."""
+    """Train, export and evaluate the teacher, or those of all folds."""
     return plan_teacher(config).run()
 
 
-def plan_teacher(config: TeachConfig) -> TeacherPlan:
+def plan_teacher(config: TeachConfig) -> TeacherPlan | FoldsPlan:
+    """Plan the training of a teacher, or of those of all folds.
+
+    Raises:
+        ConfigError: As `plan_training`.
+    """
+    from permafrost.training.fold_training import plan_folds  # which imports this module
+
+    is_whole = config.teaching.folds == 0 or config.teaching.fold is not None
+    return plan_training(config) if is_whole else plan_folds(config)
+
+
+def plan_training(config: TeachConfig) -> TeacherPlan:
     """Resolve the options of a teacher's training, and open its store.
 
     Raises:
@@ -86,7 +110,8 @@ def plan_teacher(config: TeachConfig) -> TeacherPlan:
             `logger` is not installed.
     """
     check_logger(config.logger)
-    folder = RunFolder(config.run).path / "teach"
+    fold = config.teaching.fold
+    folder = RunFolder(config.run).path / ("teach" if fold is None else f"fold-{fold}")
     store = PassRecords([folder]).part_of(Store(config.store.folder))
     config = replace(config, evaluate=config.evaluate.on(store.manifest.records))
     # A weights file is the output of this verb, named for a later precompute. Published weights are initial weights.
@@ -120,9 +145,22 @@ class TeacherPlan(TrainingJob):
 
     @property
     def records(self) -> int:
-        rows = self.store.num_records(self.options.teaching.split)
+        rows = len(self.rows)
         pairs = self.options.teaching.augment.mixes
         return records_of_steps(rows, fit_batch(self.trainer, rows, pairs=pairs))
+
+    @cached_property
+    def folds(self) -> NDArray[np.uint8]:
+        """Fold of each row of the split, from 0."""
+        teaching, index = self.options.teaching, self.store.index
+        return draw_folds(index, teaching.split, teaching.folds, self.options.seed)
+
+    @property
+    def rows(self) -> RowNumbers:
+        """Rows of the split, without those of the fold that is left out."""
+        rows = rows_of_split(self.store.index, self.options.teaching.split)
+        fold = self.options.teaching.fold
+        return rows if fold is None else rows_at(rows, np.flatnonzero(self.folds != fold))
 
     def inputs(self) -> dict[str, str]:
         return teacher_inputs(self.options, self.store)
@@ -133,19 +171,23 @@ class TeacherPlan(TrainingJob):
             "teacher": teacher.label,
             "teaching": teaching.kind,
             "weights": teaching.start or teacher.weights or "random",
-            "records": f"{self.store.num_records(teaching.split):,} records of split {teaching.split} in "
-            f"{self.options.store.path}",
+            "records": f"{len(self.rows):,} records of split {teaching.split} in {self.options.store.path}",
             "epochs": str(teaching.trainer.epochs),
             "folder": self.describe_folder(),
         }
 
-    def run(self) -> TeachResult:
-        """Train, export and evaluate the teacher, as far as it is not done."""
+    def run(self, on_epoch: Callable[[int, str], None] | None = None) -> TeachResult:
+        """Train, export and evaluate the teacher, as far as it is not done.
+
+        Args:
+            on_epoch: Function that receives the number of each epoch and its line of progress, in place of the
+                progress bar; None shows the bar.
+        """
         with self.open_folder():
             path = self.folder / METRICS_NAME
             advice = "delete it, and the same command evaluates the teacher again"
             measured = read_metrics_file(path, advice) if path.exists() else {}
-            progress = self._train()
+            progress = self._train(on_epoch)
             trained = SavedNetwork(self.folder).describe()
             picture = str(trained.in_frame(self.options.evaluate.frame, self.store).picture or "")
             if measured.get(PICTURE) != picture:
@@ -175,13 +217,15 @@ class TeacherPlan(TrainingJob):
             picture=picture,
             last_epoch=progress.last_line,
             records_per_second=progress.rate(self.folder),
-            next=_next_command(self.options, self.store, weights),
+            next=next_command(self.options, self.store, weights),
         )
 
-    def _train(self) -> TrainingProgress:
+    def _train(self, on_epoch: Callable[[int, str], None] | None) -> TrainingProgress:
         if self.is_finished:
             logger.info("%s is finished", self.folder)
             return TrainingProgress()
+        if on_epoch is not None:
+            return self.finish(on_epoch)
         logger.info(
             "teacher %(teacher)s, teaching=%(teaching)s, from %(weights)s weights: %(records)s, "
             "teaching.trainer.epochs=%(epochs)s, into %(folder)s",
@@ -206,14 +250,13 @@ class TeacherPlan(TrainingJob):
     def spec(self, distributed: DistributedContext | None = None) -> TrainingSpec:
         from permafrost.loading.dataset import StoreDataset
         from permafrost.loading.decode_threads import decode_threads_of
-        from permafrost.loading.subset import rows_of_split
         from permafrost.losses.base import build_loss
         from permafrost.training.spec import TrainingSpec
 
         teaching = self.config.teaching
         store = self.store
         threads = decode_threads_of(teaching.trainer, distributed)
-        rows = rows_of_split(store.index, teaching.split)
+        rows = self.rows
         return TrainingSpec(
             dataset=StoreDataset(
                 store,
@@ -271,6 +314,45 @@ class TeacherPlan(TrainingJob):
         )
 
 
+def draw_folds(index: RecordIndex, split: str, folds: int, seed: int) -> NDArray[np.uint8]:
+    """Draw the fold of each record of a split, as test splits are drawn: an equal share of each class.
+
+    Groups stay whole if there are many.
+
+    Args:
+        index: Index of the store.
+        split: Name of the split.
+        folds: Number of folds.
+        seed: Seed of the draw.
+
+    Returns:
+        Fold of each row of `rows_of_split`, from 0.
+    """
+    rows = rows_of_split(index, split)
+    numbers = np.asarray(rows, np.int64)
+    digests = index.key_digests(numbers, derive_seed(seed, "folds"))
+    groups = index.values("group", rows)
+    keeps_groups = len(np.unique(groups[groups != NO_GROUP])) >= _GROUPS_PER_FOLD * folds
+    if keeps_groups:
+        _, members = np.unique(groups, return_inverse=True)
+        of_groups = np.zeros(members.max() + 1, np.uint64)
+        np.bitwise_xor.at(of_groups, members, digests)
+        digests = np.where(groups == NO_GROUP, digests, of_groups[members])
+    positions = digests / 2.0**64
+    labels = np.zeros(len(numbers), np.int64)
+    if not index.has_many_labels:
+        labels = index.values("label", rows).astype(np.int64)
+    drawn = np.full(len(numbers), folds - 1, np.uint8)
+    left = np.arange(len(numbers))
+    for fold in range(folds - 1):
+        share = 1 / (folds - fold)
+        chosen = choose_test(positions[left], labels[left], share, keep_groups=keeps_groups)
+        drawn[left[chosen]] = fold
+        left = left[~chosen]
+        positions[left] = (positions[left] - share) / (1 - share)
+    return drawn
+
+
 def check_splits(config: TeachConfig, store: Store) -> None:
     """Raise ConfigError unless the store has the splits for training and evaluation."""
     known = list(store.manifest.records)
@@ -305,11 +387,19 @@ def teacher_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
     return inputs
 
 
-def _next_command(config: TeachConfig, store: Store, weights: str) -> str:
+def next_command(config: TeachConfig, store: Store, weights: str, kind: str = "saved") -> str:
+    """Return the command of the pass of a teacher.
+
+    Args:
+        config: Options of its training.
+        store: Store of its records.
+        weights: File of its weights.
+        kind: Kind of network.
+    """
     arguments = [
         f"store.path={config.store.path}",
         f"run={config.run}",
-        "teacher=saved",
+        f"teacher={kind}",
         f"teacher.weights={Path(weights).parent}",
     ]
     if not store.form.has_places:
