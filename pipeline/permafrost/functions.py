@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from permafrost.evaluation.evaluate import EvaluateResult
     from permafrost.sources.data_preview import Preview
     from permafrost.training.distill import DistillResult
-    from permafrost.training.teach import TeachResult
+    from permafrost.training.teacher_training import TeachResult
     from permafrost.verbs.precompute import PrecomputeResult
     from permafrost.verbs.sweep import SweepResult
 

@@ -19,7 +19,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
 from permafrost.storage.files import file_at
 from permafrost.store.reader import Store
-from permafrost.training.teach import TeacherPlan
+from permafrost.training.teacher_training import TeacherPlan
 from tests.support.run_files import read_signed
 from tests.support.verbs import precompute, teach
 

@@ -23,10 +23,11 @@ def timm_config(name: str, **options) -> TimmModelConfig:
     return TimmModelConfig(name=name, **{"weights": "random", **options})
 
 
-def save_tiny_teacher(folder: Path) -> CifarModelConfig:
+def save_tiny_teacher(folder: Path, seed: int = 0) -> CifarModelConfig:
     """ResNet-8 of width 4 for ten classes, with random weights in a file of the folder."""
     config = CifarModelConfig(name="resnet8", width=4)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
+    folder.mkdir(exist_ok=True)
     path = folder / "model.safetensors"
     save_file(build_model(config, 10).state_dict(), path)
     return replace(config, weights=str(path))

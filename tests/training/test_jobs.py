@@ -11,7 +11,7 @@ from permafrost.config.paths import with_absolute_paths
 from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.store import reader
 from permafrost.training.distill import StudentPlan
-from permafrost.training.teach import TeacherPlan
+from permafrost.training.teacher_training import TeacherPlan
 from tests.support.runs import TRAINER, distill_config
 from tests.support.verbs import distill, precompute, teach
 

@@ -123,7 +123,7 @@ class TeacherAnnotator:
         # The tasks of a pass share a network, which a compiled one would not be for those that are eager.
         options = teacher, classes, config.reads_head, self.settings.channels_last, config.compile
         network = task_context().keep("teacher", (*options, self.device), build)
-        self.model = network.of_one_record
+        self.model = network.one_network
         self.output_kinds = build_outputs(config, explainer)
         self.folds = network if isinstance(network, FoldsClassifier) else None
         """Networks of which each record has its own, None for a single one, which is `model`."""

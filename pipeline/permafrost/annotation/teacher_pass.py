@@ -38,6 +38,7 @@ from permafrost.annotation.shard_tasks import AnnotateShard, Correct, count_corr
 from permafrost.annotation.stored_views import requested_views
 from permafrost.annotation.teacher_check import CheckTeacher, check_teacher
 from permafrost.config.cluster import WorkConfig
+from permafrost.config.models import FoldsModelConfig
 from permafrost.config.store import PassOptions, PrecomputeConfig
 from permafrost.config.version import __version__
 from permafrost.core.errors import require
@@ -180,6 +181,14 @@ def _begin_passes(
             "all classes with permafrost teach (teaching.start= keeps what this one knows)",
         )
     request.warn_of_aliasing()
+    if isinstance(request.teacher, FoldsModelConfig) and (
+        channels := {FEATURES, "pooled"}.intersection(config.annotate.outputs)
+    ):
+        logger.info(
+            "%s of different folds are of different networks and not comparable: compare records of the same fold, a "
+            "field of the pass",
+            " and ".join(sorted(channels)),
+        )
     options = begun = request.existing_options()
     described = tuple(network_facts(request.network, config.command, store.size))
     teacher = FactSheet(subject="teacher", facts=described)

@@ -28,6 +28,7 @@ FAMILIES: Family[Mapping[str, type[Options]]] = Family(
         "teacher": _or_none(MODELS, NoModelConfig),
         "black_box": _or_none(MODELS, NoModelConfig),
         "student": MODELS,
+        "network": MODELS,
         "explainer": EXPLAINERS,
         "views": VIEWS,
         "teaching": TEACHINGS,

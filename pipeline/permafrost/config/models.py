@@ -52,6 +52,8 @@ class NoModelConfig(Options):
 class ModelConfig(Options):
     """Options that all networks share."""
 
+    section: ClassVar[str] = "network"
+
     table_options: ClassVar[tuple[str, ...]] = ()
     """Options that choose a network of this kind for rows of a table, empty if all of them take images."""
     table_outputs: ClassVar[tuple[str, ...]] = ("logits",)
@@ -252,27 +254,19 @@ class FoldsModelConfig(ModelConfig):
     """Folder of the networks, such as runs/my-teachers/teach. All other options are taken from it."""
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    network: dict[str, Any] = field(default_factory=dict)
+    network: ModelConfig | None = None
     """Options of each network."""
     folds: int = 0
     """Number of networks."""
     records: int = 0
     """Number of records that they were trained on."""
 
-    @property
-    def each(self) -> ModelConfig:
-        """Options of each network."""
-        from permafrost.config.builder import build_config  # which imports this module
-
-        config: ModelConfig = build_config(MODELS[self.network["kind"]], self.network, "network")
-        return config
-
     def input_shape(self, size: tuple[int, int]) -> tuple[int, ...]:
-        return self.each.input_shape(size)
+        return super().input_shape(size) if self.network is None else self.network.input_shape(size)
 
     def resolve(self, option: str, store: str, columns: int | None) -> ModelConfig:
         require(
-            bool(self.network) and option == "teacher",
+            self.network is not None and option == "teacher",
             f"{option}=folds is a teacher of precompute; set teacher.weights= to the folder that permafrost teach "
             "teaching.folds=5 has written, such as runs/my-teachers/teach",
         )

@@ -308,7 +308,7 @@ class Classifier(nn.Module, ABC):
         return self.inner
 
     @property
-    def of_one_record(self) -> Classifier:
+    def one_network(self) -> Classifier:
         """Network that a record runs through, which is one of several only for those of folds."""
         return self
 

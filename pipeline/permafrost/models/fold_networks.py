@@ -41,7 +41,7 @@ class FoldsClassifier(Classifier):
         self.register_buffer("digests", torch.zeros(records, dtype=torch.int64))
         self.register_buffer("folds", torch.zeros(records, dtype=torch.uint8))
 
-    def place(self, digests: NDArray[np.int64], folds: NDArray[np.integer]) -> None:
+    def set_folds(self, digests: NDArray[np.int64], folds: NDArray[np.integer]) -> None:
         """Set the fold of each record.
 
         Args:
@@ -74,7 +74,7 @@ class FoldsClassifier(Classifier):
         return self
 
     @property
-    def of_one_record(self) -> Classifier:
+    def one_network(self) -> Classifier:
         """Network of the first fold."""
         first = self.networks[0]
         assert isinstance(first, Classifier)
@@ -83,7 +83,7 @@ class FoldsClassifier(Classifier):
     @property
     def head(self) -> Head | None:
         """Closed form of the head of each network."""
-        return self.of_one_record.head
+        return self.one_network.head
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Refuse to run records whose keys, and so whose folds, are not known.
@@ -99,12 +99,14 @@ class FoldsClassifier(Classifier):
 
     def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
         """Compute logits by the head of the first fold."""
-        return self.of_one_record.forward_head(features, context)
+        return self.one_network.forward_head(features, context)
 
 
 def _build(config: FoldsModelConfig, outputs: int) -> Classifier:
-    networks = [provider_of(config.each).build(config.each, outputs) for _ in range(config.folds)]
+    assert config.network is not None
+    provider = provider_of(config.network)
+    networks = [provider.build(config.network, outputs) for _ in range(config.folds)]
     return FoldsClassifier(networks, config.records)
 
 
-PROVIDER = Provider(_build, lambda config: published(config.each))
+PROVIDER = Provider(_build, lambda config: config.network and published(config.network))

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.config.models import CENTER_CROP_FRACTION, MEMORY, ModelConfig, is_published
-from permafrost.config.options import Role, is_left_out, options_of
+from permafrost.config.options import (
+    Options,
+    Role,
+    identifying_values,
+    is_left_out,
+    options_of,
+)
 from permafrost.config.plugins import plugin_digests
 from permafrost.core.digests import sha256_json
 from permafrost.core.errors import ConfigError, UserError, require
@@ -161,11 +167,11 @@ class Network:
         key = self.weights_key
         return {
             "architecture": {
-                option.name: getattr(config, option.name)
+                option.name: identifying_values(value) if isinstance(value, Options) else value
                 for option in options_of(type(config))
                 if not {Role.OUTSIDE_IDENTITY, Role.IN_WEIGHTS} & option.roles
                 and option.name not in _ELSEWHERE
-                and not is_left_out(option, getattr(config, option.name))
+                and not is_left_out(option, value := getattr(config, option.name))
             },
             "weights_sha256": weights_sha256,
             **({"weights": config.weights} if is_of_provider else {}),

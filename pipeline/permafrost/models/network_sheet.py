@@ -7,7 +7,13 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from permafrost.config.distillation import DistillConfig
-from permafrost.config.models import RANDOM, ModelConfig, Picture, is_published
+from permafrost.config.models import (
+    RANDOM,
+    FoldsModelConfig,
+    ModelConfig,
+    Picture,
+    is_published,
+)
 from permafrost.config.teaching import TeachConfig
 from permafrost.core.digests import SHORT
 from permafrost.core.errors import UserError, shorten
@@ -127,7 +133,8 @@ def trained_on(config: ModelConfig, store: Store) -> str:
     except (UserError, OSError, KeyError):
         where = "an unknown"
     chosen = ", a subset" * any(map(description.subset.get, ("shots", "holdout")))
-    return f"split {description.split} of {where} store{chosen}"
+    left_out = ", without the record's fold" * isinstance(config, FoldsModelConfig)
+    return f"split {description.split} of {where} store{chosen}{left_out}"
 
 
 def machine_sheet(threads: int, device: str, decode_threads: int | None = None) -> FactSheet:

@@ -98,7 +98,7 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
     }
     weights_sha256 = file_at(folder / MODEL_NAME).write(save(state))
     record = torch.zeros(1, *trained.config.input_shape(trained.input_size))
-    cost = measure_cost(model.of_one_record, record.to(model.device))
+    cost = measure_cost(model.one_network, record.to(model.device))
     description = {
         "model": to_plain_dict(trained.config),
         "num_classes": trained.num_classes,

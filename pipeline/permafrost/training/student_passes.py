@@ -25,7 +25,7 @@ from permafrost.config.methods import (
 )
 from permafrost.config.models import ModelConfig, NoModelConfig
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.records import FEATURES
+from permafrost.core.records import FEATURES, FOLD
 from permafrost.loading.replayed_views import check_replayed
 from permafrost.loading.subset import rows_of_split
 from permafrost.models.network import Network
@@ -258,11 +258,13 @@ def served_methods(teacher: TeacherPass) -> list[str]:
 
 
 def _lack(teacher: TeacherPass, needs: Needs) -> str | None:
-    """Return what a loss reads and a pass does not have: maps, logits or an output; None if it has everything."""
+    """Return what a loss reads and a pass does not have: maps, logits, an output, or those of one network."""
     if needs.maps_in(0) and teacher.explainer is None:
         return "maps"
     if absent := [name for name in needs.outputs if not teacher.fields_of(name)]:
         return absent[0]
+    if teacher.fields_of(FOLD) and {FEATURES, "pooled"} & set(needs.outputs):
+        return FOLD
     return "logits" if needs.targets and needs.logits and not teacher.manifest.has_logits else None
 
 
@@ -286,6 +288,11 @@ def _check_contents(
         raise StoreMismatchError(
             f"{teacher.folder} holds no maps, but {reader} needs them{serves}; "
             "for maps run permafrost precompute with annotate.outputs=[logits,maps]"
+        )
+    if lack == FOLD:
+        raise StoreMismatchError(
+            f"{teacher.folder} is of the networks of several folds, whose channels mean different things, but {reader} "
+            f"compares channels{serves}; name a pass of one network with {option}"
         )
     if lack == "logits":
         raise StoreMismatchError(

@@ -3,86 +3,235 @@
     permafrost teach experiment=demo
     permafrost teach store.path=stores/demo run=my-teacher teacher=cifar teacher.name=resnet20 \\
         teaching.split=train teaching.trainer.epochs=30
+    permafrost teach store.path=stores/demo run=folds teacher=cifar teaching.folds=5      (for teacher=folds)
 
 Reads   <store.path> (packed, without a teacher pass)
 Writes  runs/<run>/teach/: model.safetensors, model.json, checkpoint.pt, metrics.jsonl, metrics.json, config.yaml,
-        tensorboard/; a teaching with a preparation also writes its result here, and as an artifact of the store
+        tensorboard/; with teaching.folds the same in fold-0/ and so on; a teaching with a preparation also writes its
+        result here, and as an artifact of the store
 Rerun   the same command resumes from the last checkpoint, and does not change a finished run
 """
 
 from __future__ import annotations
 
 import logging
-import pkgutil
-import shlex
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import mean
 
 import numpy as np
-from numpy.typing import NDArray
 
-from permafrost.config.models import (
-    MEMORY,
-    RANDOM,
-    ModelConfig,
-    NoModelConfig,
-    is_weights_file,
-)
+from permafrost.cluster.executors import ExecutorChoice
+from permafrost.config.models import FoldsModelConfig
 from permafrost.config.paths import with_absolute_paths
 from permafrost.config.teaching import TeachConfig
-from permafrost.config.training import TrainerOptions
-from permafrost.core.digests import derive_seed
-from permafrost.core.errors import require
-from permafrost.core.progress import show_epochs
-from permafrost.core.records import NO_GROUP
-from permafrost.evaluation.evaluator import numbers_of
-from permafrost.evaluation.results import METRICS_NAME, PICTURE, read_metrics_file
-from permafrost.loading.subset import rows_at, rows_of_split
-from permafrost.models.network import Network
-from permafrost.models.read_files import digests_of_reads
-from permafrost.models.resolve import resolve_teach
-from permafrost.models.saved import SavedNetwork, TrainedModel
+from permafrost.config.verbs import Plan
+from permafrost.core.errors import UserError, shorten
+from permafrost.core.interrupts import check_interrupted
+from permafrost.core.progress import progress
+from permafrost.evaluation.results import METRICS_NAME
+from permafrost.loading.subset import rows_of_split
+from permafrost.models.saved import SavedNetwork, save_model
 from permafrost.models.trained_weights import MODEL_NAME
-from permafrost.runs.folder import PassRecords, RunFolder
-from permafrost.runs.trackers import check_logger
-from permafrost.sources.drawn_splits import choose_test
-from permafrost.storage.signed_files import write_json
-from permafrost.store.index import RecordIndex, RowNumbers
+from permafrost.runs.folder import PassRecords, RunFolder, mirrored_run
+from permafrost.runs.mirrors import RunFiles
+from permafrost.storage.addresses import is_address
+from permafrost.storage.rooted_paths import RootedPath, rooted
 from permafrost.store.reader import Store
-from permafrost.training.job import TrainingJob, TrainingProgress, fit_batch, records_of_steps
-
-if TYPE_CHECKING:
-    from permafrost.core.distributed import DistributedContext
-    from permafrost.models.classifier import Classifier
-    from permafrost.training.fold_training import FoldsPlan
-    from permafrost.training.spec import TrainingSpec
-    from permafrost.training.targets import TargetSource
-
+from permafrost.training.teacher_training import (
+    TeacherPlan,
+    TeachResult,
+    pass_command,
+    plan_training,
+)
 
 logger = logging.getLogger("permafrost.teach")
 
-_GROUPS_PER_FOLD = 10
-"""Least number of groups for each fold for which groups stay whole. Fewer are attributes, such as the place."""
+
+class FoldsError(UserError, RuntimeError):
+    """Error for folds that could not be finished. The others are kept."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TeachResult:
-    """The trained teacher and its metrics."""
+@dataclass(frozen=True)
+class FoldTask:
+    """Task that trains and evaluates the network of one fold, in any process of the task runner."""
 
-    weights: str
-    accuracy: dict[str, float]
-    """Accuracy by split of evaluate.splits, empty if records have many labels."""
-    f1: dict[str, float]
-    """F1 by split of evaluate.splits, empty if records have one label."""
-    last_epoch: str = ""
-    """Mean loss and training accuracy of the last epoch, if this call trained."""
-    picture: str = ""
-    """Picture of an image on which they were measured (evaluate.frame), empty for a table."""
-    records_per_second: str = ""
-    next: str = ""
+    options: TeachConfig
+
+    @property
+    def name(self) -> str:
+        """Name of the fold's folder."""
+        return f"fold-{self.options.teaching.fold}"
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """No other task."""
+        return ()
+
+    @property
+    def folder(self) -> RootedPath:
+        """Folder of the fold, which a task of a job array claims."""
+        run = self.options.run
+        return rooted(run if is_address(run) else str(RunFolder(run).path)) / self.name
+
+    def is_done(self) -> bool:
+        """Return whether the network is trained and evaluated, here or on another machine."""
+        RunFiles(self.options.run).fetch(self.name)
+        return (RunFolder(self.options.run).path / self.name / METRICS_NAME).exists()
+
+    def plan(self) -> TeacherPlan:
+        """Plan the training.
+
+        Raises:
+            ConfigError: If the folder has results of other options.
+        """
+        return plan_training(self.options)
+
+    def __call__(self, report: Callable[[str], None]) -> None:
+        from permafrost.models.compute import torch_threads  # imports torch
+
+        # The same order of sums in parallel and serial execution.
+        with mirrored_run(self.options.run), torch_threads(1):
+            self.plan().run(lambda epoch, line: report(line))
+
+
+class FoldsPlan(Plan):
+    """The training of the networks of all folds, and of the teacher that they are together."""
+
+    def __init__(self, options: TeachConfig, store: Store) -> None:
+        """Describe the folds.
+
+        Args:
+            options: Options of the command.
+            store: The store, or the part of it that the folds read.
+        """
+        self.options, self.store = options, store
+        self.run_folder = RunFolder(options.run)
+        self.folder = self.run_folder.path / "teach"
+        each = replace(with_absolute_paths(options), run=f"{options.run}/teach")
+        self.tasks = [
+            FoldTask(replace(each, teaching=replace(each.teaching, fold=fold)))
+            for fold in range(options.teaching.folds)
+        ]
+
+    def describe_work(self) -> dict[str, str]:
+        plans = [task.plan() for task in self.tasks]
+        left = ", ".join(task.name for task in self.tasks if not task.is_done())
+        return {
+            **plans[0].describe_work(),
+            "records": f"{self.store.num_records(self.options.teaching.split):,} records of split "
+            f"{self.options.teaching.split} in {len(plans)} folds, each left out of one network's training",
+            "folder": f"{self.folder}, {f'without {left}' if left else 'finished'}",
+        }
+
+    def run(self) -> TeachResult:
+        """Train what is missing of each fold, and join the networks.
+
+        Raises:
+            FoldsError: If folds could not be finished.
+        """
+        options = self.options
+        plans = [task.plan() for task in self.tasks]  # whose checks come before hours of training
+        counts = np.bincount(plans[0].folds)
+        logger.info(
+            "%d folds of %s records of split %s: %s",
+            *(len(counts), f"{counts.sum():,}", options.teaching.split),
+            ", ".join(f"{count:,}" for count in counts.tolist()),
+        )
+        self._warn_of_unseen_classes(plans[0])
+        missing = [task for task in self.tasks if not task.is_done()]
+        with ExitStack() as stack:
+            choice = stack.enter_context(ExecutorChoice(options.executor, options.cluster))
+            executor, _ = choice.for_tasks(len(missing), None, lambda: np.inf)
+            bar = stack.enter_context(progress("teach", total=len(missing), unit="fold"))
+            errors = []
+            for outcome in (
+                executor.run_tasks(
+                    missing, lambda name, line: bar.set_postfix_str(f"{name} {line}")
+                )
+                if missing
+                else ()
+            ):
+                check_interrupted()
+                bar.update(1)
+                if outcome.traceback:
+                    logger.error("%s failed:\n%s", outcome.name, outcome.traceback)
+                if outcome.error:
+                    errors.append(f"{outcome.name}: {outcome.error}")
+            if errors:
+                raise FoldsError(
+                    f"{len(errors)} of {len(self.tasks)} folds failed; the same command continues with them: "
+                    + " | ".join(errors)
+                )
+            with executor.alone(rooted(str(self.folder)), "joins the folds"):
+                self._join(plans)
+        return self._result([plan.run() for plan in plans])
+
+    def _warn_of_unseen_classes(self, plan: TeacherPlan) -> None:
+        """Warn of classes whose records are all in one fold, so that its network has seen none of them."""
+        if self.store.index.has_many_labels:
+            return
+        rows = rows_of_split(self.store.index, self.options.teaching.split)
+        pairs = np.unique(np.stack([self.store.index.values("label", rows), plan.folds]), axis=1)
+        labels, folds = np.unique(pairs[0][pairs[0] >= 0], return_counts=True)
+        if len(alone := labels[folds == 1]):
+            names = [self.store.manifest.classes[label] for label in alone.tolist()]
+            logger.warning(
+                "%d classes have all their records in one fold, so the network that answers them has not learned the "
+                "class: %s",
+                len(names),
+                shorten(names, 5),
+            )
+
+    def _join(self, plans: list[TeacherPlan]) -> None:
+        """Write the networks of all folds as one, unless they are written."""
+        from permafrost.models.fold_networks import FoldsClassifier, digests_of_keys
+
+        with self.run_folder.open("teach", self.options, plans[0].inputs()):
+            if SavedNetwork(self.folder).is_finished:
+                SavedNetwork(self.folder).check()
+                return
+            RunFiles(self.tasks[0].options.run).fetch()
+            classes = self.store.manifest.classes
+            networks = [SavedNetwork(plan.folder).load(classes) for plan in plans]
+            described, folds = networks[0][1], plans[0].folds
+            joined = FoldsClassifier([network for network, _ in networks], len(folds))
+            rows = rows_of_split(self.store.index, self.options.teaching.split)
+            digests = [
+                digests_of_keys(self.store.index.keys(rows[start : start + _AT_ONCE]))
+                for start in range(0, len(rows), _AT_ONCE)
+            ]
+            joined.set_folds(np.concatenate(digests), folds)
+            each = described.config
+            config = FoldsModelConfig(
+                name=f"{each.name}-folds",
+                classes=each.classes,
+                mean=each.mean,
+                std=each.std,
+                frame=each.frame,
+                network=each,
+                folds=len(networks),
+                records=len(folds),
+            )
+            save_model(self.folder, joined, replace(described, config=config))
+
+    def _result(self, results: list[TeachResult]) -> TeachResult:
+        def averages(name: str) -> dict[str, float]:
+            by_split = [getattr(result, name) for result in results]
+            return {split: mean(each[split] for each in by_split) for split in by_split[0]}
+
+        return replace(
+            results[0],
+            weights=str(self.folder / MODEL_NAME),
+            accuracy=averages("accuracy"),
+            f1=averages("f1"),
+            next=pass_command(self.options, self.store, str(self.folder / MODEL_NAME), "folds"),
+        )
+
+
+_AT_ONCE = 2**16
+"""Records whose keys are read at once."""
 
 
 def teach_network(config: TeachConfig) -> TeachResult:
@@ -94,314 +243,10 @@ def plan_teacher(config: TeachConfig) -> TeacherPlan | FoldsPlan:
     """Plan the training of a teacher, or of those of all folds.
 
     Raises:
-        ConfigError: As `plan_training`.
+        ConfigError: If the options do not fit the store or the run's folder.
     """
-    from permafrost.training.fold_training import plan_folds  # which imports this module
-
-    is_whole = config.teaching.folds == 0 or config.teaching.fold is not None
-    return plan_training(config) if is_whole else plan_folds(config)
-
-
-def plan_training(config: TeachConfig) -> TeacherPlan:
-    """Resolve the options of a teacher's training, and open its store.
-
-    Raises:
-        ConfigError: If the options do not fit the store or the run's folder, a split is unknown, or the package of
-            `logger` is not installed.
-    """
-    check_logger(config.logger)
-    fold = config.teaching.fold
-    folder = RunFolder(config.run).path / ("teach" if fold is None else f"fold-{fold}")
-    store = PassRecords([folder]).part_of(Store(config.store.folder))
-    config = replace(config, evaluate=config.evaluate.on(store.manifest.records))
-    # A weights file is the output of this verb, named for a later precompute. Published weights are initial weights.
-    if is_weights_file(config.teacher.weights) or config.teacher.weights == RANDOM:
-        config = replace(config, teacher=replace(config.teacher, weights=None))
-    check_splits(config, store)
-    return TeacherPlan(resolve_teach(config, store), folder, store).check_folder()
-
-
-class TeacherPlan(TrainingJob):
-    """The training of one teacher: its resolved options and its store."""
-
-    options: TeachConfig
-
-    def __init__(self, options: TeachConfig, folder: Path, store: Store | None = None) -> None:
-        """Describe the training.
-
-        Args:
-            options: Options of the command, resolved for the store.
-            folder: Folder of the training in that of its run.
-            store: The store, None to open it.
-        """
-        if store is None:
-            store = PassRecords([folder]).part_of(Store(options.store.folder))
-        super().__init__(options, folder, store)
-        self.config = with_absolute_paths(options)
-
-    @property
-    def trainer(self) -> TrainerOptions:
-        return self.options.teaching.trainer
-
-    @property
-    def records(self) -> int:
-        rows = len(self.rows)
-        pairs = self.options.teaching.augment.mixes
-        return records_of_steps(rows, fit_batch(self.trainer, rows, pairs=pairs))
-
-    @cached_property
-    def folds(self) -> NDArray[np.uint8]:
-        """Fold of each row of the split, from 0."""
-        teaching, index = self.options.teaching, self.store.index
-        return draw_folds(index, teaching.split, teaching.folds, self.options.seed)
-
-    @property
-    def rows(self) -> RowNumbers:
-        """Rows of the split, without those of the fold that is left out."""
-        rows = rows_of_split(self.store.index, self.options.teaching.split)
-        fold = self.options.teaching.fold
-        return rows if fold is None else rows_at(rows, np.flatnonzero(self.folds != fold))
-
-    def inputs(self) -> dict[str, str]:
-        return teacher_inputs(self.options, self.store)
-
-    def describe_work(self) -> dict[str, str]:
-        teacher, teaching = self.options.teacher, self.options.teaching
-        return {
-            "teacher": teacher.label,
-            "teaching": teaching.kind,
-            "weights": teaching.start or teacher.weights or "random",
-            "records": f"{len(self.rows):,} records of split {teaching.split} in {self.options.store.path}",
-            "epochs": str(teaching.trainer.epochs),
-            "folder": self.describe_folder(),
-        }
-
-    def run(self, on_epoch: Callable[[int, str], None] | None = None) -> TeachResult:
-        """Train, export and evaluate the teacher, as far as it is not done.
-
-        Args:
-            on_epoch: Function that receives the number of each epoch and its line of progress, in place of the
-                progress bar; None shows the bar.
-        """
-        with self.open_folder():
-            path = self.folder / METRICS_NAME
-            advice = "delete it, and the same command evaluates the teacher again"
-            measured = read_metrics_file(path, advice) if path.exists() else {}
-            progress = self._train(on_epoch)
-            trained = SavedNetwork(self.folder).describe()
-            picture = str(trained.in_frame(self.options.evaluate.frame, self.store).picture or "")
-            if measured.get(PICTURE) != picture:
-                measured = {"splits": self._evaluate(), PICTURE: picture}
-                write_json(path, measured)
-        splits = measured["splits"]
-        for split, metrics in splits.items():
-            value, chance = metrics.get("accuracy", 1), metrics.get("majority_accuracy", 0)
-            if value <= chance < 1:
-                logger.warning(
-                    "accuracy on %s is %.3f, and that of the most frequent class alone would be %.3f: the teacher has "
-                    "hardly learned; train it longer (teaching.trainer.epochs=) or with another "
-                    "teaching.optimizer.lr=, or look at the labels",
-                    split,
-                    value,
-                    chance,
-                )
-        accuracy, f1 = (
-            {split: metrics[name] for split, metrics in splits.items() if name in metrics}
-            for name in ("accuracy", "f1")
-        )
-        weights = str(self.folder / MODEL_NAME)
-        return TeachResult(
-            weights=weights,
-            accuracy=accuracy,
-            f1=f1,
-            picture=picture,
-            last_epoch=progress.last_line,
-            records_per_second=progress.rate(self.folder),
-            next=next_command(self.options, self.store, weights),
-        )
-
-    def _train(self, on_epoch: Callable[[int, str], None] | None) -> TrainingProgress:
-        if self.is_finished:
-            logger.info("%s is finished", self.folder)
-            return TrainingProgress()
-        if on_epoch is not None:
-            return self.finish(on_epoch)
-        logger.info(
-            "teacher %(teacher)s, teaching=%(teaching)s, from %(weights)s weights: %(records)s, "
-            "teaching.trainer.epochs=%(epochs)s, into %(folder)s",
-            self.describe_work(),
-        )
-        with show_epochs("teach", self.trainer.epochs, self.records) as show:
-            return self.finish(show, announces=True)
-
-    def _evaluate(self) -> dict[str, Any]:
-        """Return the metrics by split, which the tracker gets, too."""
-        from permafrost.evaluation.forward import evaluate_model  # imports torch
-
-        splits = evaluate_model(self.folder, self.store, self.options.evaluate)
-        numbers = {split: numbers_of(metrics) for split, metrics in splits.items()}
-        self.tracked.add_results("evaluate", numbers)
-        return splits
-
-    def prepare(self, distributed: DistributedContext) -> None:
-        if (teaching := self.config.teaching).needs_preparation(self.config.teacher):
-            pkgutil.resolve_name(teaching.preparation)(self.config, self.folder, distributed)
-
-    def spec(self, distributed: DistributedContext | None = None) -> TrainingSpec:
-        from permafrost.loading.dataset import StoreDataset
-        from permafrost.loading.decode_threads import decode_threads_of
-        from permafrost.losses.base import build_loss
-        from permafrost.training.spec import TrainingSpec
-
-        teaching = self.config.teaching
-        store = self.store
-        threads = decode_threads_of(teaching.trainer, distributed)
-        rows = self.rows
-        return TrainingSpec(
-            dataset=StoreDataset(
-                store,
-                rows,
-                with_regions=teaching.reads_regions,
-                decode_threads=threads,
-            ),
-            model=self._network(),
-            num_classes=len(store.manifest.classes),
-            loss=build_loss(teaching),
-            augment=teaching.augment,
-            optimizer=teaching.optimizer,
-            trainer=fit_batch(self.trainer, len(rows), pairs=teaching.augment.mixes),
-            seed=self.config.seed,
-            target_source=self._target_source(),
-            after_epoch=self._after_epoch(store, threads),
-            live_teacher=self._requested_teacher(),
-        )
-
-    def _network(self) -> ModelConfig:
-        """Options of the teacher with its initial weights and the files that `prepare` has written."""
-        teaching = self.config.teaching
-        model = teaching.prepared(self.config.teacher, self.folder)
-        return replace(model, weights=teaching.start) if teaching.start else model
-
-    def _requested_teacher(self) -> ModelConfig | None:
-        """Return the black box if the teacher is also trained on its logits, otherwise None."""
-        black_box = self.config.black_box
-        runs = self.config.teaching.runs_black_box
-        return black_box if runs and not isinstance(black_box, NoModelConfig) else None
-
-    def _target_source(self) -> Callable[[int, tuple[int, int]], TargetSource] | None:
-        teaching = self.config.teaching
-        function = teaching.target_source
-        return partial(pkgutil.resolve_name(function), teaching) if function else None
-
-    def _after_epoch(
-        self, store: Store, decode_threads: int
-    ) -> Callable[[Classifier, int], bool | None] | None:
-        function = self.config.teaching.after_epoch
-        return (
-            pkgutil.resolve_name(function)(self.config, self.folder, store, decode_threads)
-            if function
-            else None
-        )
-
-    def describe(self, spec: TrainingSpec) -> TrainedModel:
-        return TrainedModel(
-            config=self.config.teacher,
-            num_classes=spec.num_classes,
-            classes=spec.class_names,
-            input_size=spec.input_size,
-            picture=spec.picture,
-            split=self.config.teaching.split,
-        )
-
-
-def draw_folds(index: RecordIndex, split: str, folds: int, seed: int) -> NDArray[np.uint8]:
-    """Draw the fold of each record of a split, as test splits are drawn: an equal share of each class.
-
-    Groups stay whole if there are many.
-
-    Args:
-        index: Index of the store.
-        split: Name of the split.
-        folds: Number of folds.
-        seed: Seed of the draw.
-
-    Returns:
-        Fold of each row of `rows_of_split`, from 0.
-    """
-    rows = rows_of_split(index, split)
-    numbers = np.asarray(rows, np.int64)
-    digests = index.key_digests(numbers, derive_seed(seed, "folds"))
-    groups = index.values("group", rows)
-    keeps_groups = len(np.unique(groups[groups != NO_GROUP])) >= _GROUPS_PER_FOLD * folds
-    if keeps_groups:
-        _, members = np.unique(groups, return_inverse=True)
-        of_groups = np.zeros(members.max() + 1, np.uint64)
-        np.bitwise_xor.at(of_groups, members, digests)
-        digests = np.where(groups == NO_GROUP, digests, of_groups[members])
-    positions = digests / 2.0**64
-    labels = np.zeros(len(numbers), np.int64)
-    if not index.has_many_labels:
-        labels = index.values("label", rows).astype(np.int64)
-    drawn = np.full(len(numbers), folds - 1, np.uint8)
-    left = np.arange(len(numbers))
-    for fold in range(folds - 1):
-        share = 1 / (folds - fold)
-        chosen = choose_test(positions[left], labels[left], share, keep_groups=keeps_groups)
-        drawn[left[chosen]] = fold
-        left = left[~chosen]
-        positions[left] = (positions[left] - share) / (1 - share)
-    return drawn
-
-
-def check_splits(config: TeachConfig, store: Store) -> None:
-    """Raise ConfigError unless the store has the splits for training and evaluation."""
-    known = list(store.manifest.records)
-    splits = [
-        ("teaching.split", config.teaching.split),
-        *(("evaluate.splits", split) for split in config.evaluate.splits),
-    ]
-    for option, split in splits:
-        require(
-            split in known,
-            f"the store has no split {split!r}, which {option} names; its splits are: {', '.join(known)}; name one of "
-            f"them, as in {option}={known[-1] if option == 'teaching.split' else f'[{known[-1]}]'}",
-        )
-
-
-def teacher_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
-    """Compute the fingerprints of all inputs of a teacher in addition to its config, by name."""
-    inputs = {"store": store.manifest.fingerprint}
-    if config.teaching.start is not None:
-        start = replace(config.teacher, weights=config.teaching.start)
-        inputs["start"] = Network(start, store.manifest.classes).identify_start("teaching.start")
-    if str(config.teacher.weights).startswith(MEMORY):
-        inputs["teacher.weights"] = str(config.teacher.weights)
-    files = config.teacher.fingerprint_files()
-    files |= digests_of_reads(config.teacher, len(store.manifest.classes) or 1)
-    inputs |= {f"teacher.{option}": sha256 for option, sha256 in files.items()}
-    if config.teaching.uses_black_box(config.teacher) and not isinstance(
-        config.black_box, NoModelConfig
-    ):
-        black_box = Network(config.black_box, store.manifest.classes, "black_box")
-        inputs["black_box"] = black_box.digest()
-    return inputs
-
-
-def next_command(config: TeachConfig, store: Store, weights: str, kind: str = "saved") -> str:
-    """Return the command of the pass of a teacher.
-
-    Args:
-        config: Options of its training.
-        store: Store of its records.
-        weights: File of its weights.
-        kind: Kind of network.
-    """
-    arguments = [
-        f"store.path={config.store.path}",
-        f"run={config.run}",
-        f"teacher={kind}",
-        f"teacher.weights={Path(weights).parent}",
-    ]
-    if not store.form.has_places:
-        arguments.append(f"annotate.outputs=[{','.join(config.teacher.table_outputs)}]")
-    return " ".join(["permafrost precompute", *map(shlex.quote, arguments)])
+    if config.teaching.folds == 0 or config.teaching.fold is not None:
+        return plan_training(config)
+    folder = RunFolder(config.run).path / "teach"
+    records = PassRecords([folder, *folder.glob("fold-*")])  # the part that begun ones have read
+    return FoldsPlan(config, records.part_of(Store(config.store.folder)))
