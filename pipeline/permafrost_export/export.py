@@ -251,6 +251,7 @@ def _facts(
         "classes": len(trained.classes) or trained.num_classes,
         "teachers": ", ".join(trained.teachers),
         "accuracy": measured("accuracy"),
+        "mean over classes": measured("mean_class_accuracy"),
         "F1": measured("f1"),
         "made by": f"permafrost {__version__}",
     }

@@ -56,6 +56,9 @@ _NOTHING = re.compile(
 )
 """Names of labels, in lower case with blanks for separators, that may mean that no other label holds."""
 _FLAGS = frozenset({"0", "1", "true", "false", "yes", "no", "y", "n"})
+_UNEQUAL = 10
+"""Records of the largest class for each record of the smallest one from which on classes are unequal."""
+
 # ---- classes ---------------------------------------------------------------------------------------
 
 
@@ -195,6 +198,19 @@ def find_classes_of_one_split(preview: Preview) -> Iterator[Remark]:
                 "warning",
                 f"split {split} lacks classes of split {TRAIN} ({len(lacking):,}): {preview.names_of(lacking)}",
             )
+
+
+def find_unequal_classes(preview: Preview) -> Iterator[Remark]:
+    """Find classes that have many times the records of others of the training split."""
+    counts = {label: preview.count(TRAIN, label) for label in preview.labels_of(TRAIN)}
+    low, high = (rule(counts, key=counts.__getitem__, default=0) for rule in (min, max))
+    if counts and counts[high] >= _UNEQUAL * counts[low]:
+        yield (
+            "warning",
+            f"class {quote(preview.classes[high])} of split {TRAIN} has {counts[high]:,} records, and "
+            f"{quote(preview.classes[low])} has {counts[low]:,}: accuracy hides small classes, so look at "
+            "mean_class_accuracy, and see trainer.sampling=",
+        )
 
 
 def find_unknown_classes(preview: Preview) -> Iterator[Remark]:

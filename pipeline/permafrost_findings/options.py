@@ -24,6 +24,7 @@ _RULES = {
     "numbered_folders": ("classes", "label_rules:find_numbered_folders"),
     "class_spellings": ("classes", "label_rules:find_other_spellings"),
     "classes_of_one_split": ("classes", "label_rules:find_classes_of_one_split"),
+    "unequal_classes": ("classes", "label_rules:find_unequal_classes"),
     "unknown_classes": ("classes", "label_rules:find_unknown_classes"),
     "background_classes": ("classes", "label_rules:find_background_classes"),
     "labels_of_nothing": ("labels", "label_rules:find_labels_of_nothing"),

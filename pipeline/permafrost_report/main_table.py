@@ -24,6 +24,8 @@ from permafrost_report.student_results import StudentResult, load_results
 
 DEFAULT_METRICS = ("accuracy", "f1", "agreement", "epg", "iou")
 """Metrics that a report and the summary of a sweep show without being asked."""
+_MIN_DIFFERENCE = 0.005
+"""Difference from accuracy from which on the mean over classes is shown without being asked."""
 _PROBES = ("knn.accuracy", "linear_probe.accuracy")
 """Metrics of features, which they show if they were measured."""
 _OF_OWN_PASS = ("agreement", "kl_to_teacher", "map_cosine")
@@ -145,7 +147,14 @@ def _shown_metrics(results: Sequence[StudentResult], split: str) -> list[tuple[s
         for name in result.numbers.get(split, {})
         if f"{name}.".startswith(tuple(f"{probe}." for probe in _PROBES))
     }
-    return [*((metric, metric) for metric in DEFAULT_METRICS), *probes.items()]
+    numbers = [result.numbers.get(split, {}) for result in results]
+    differs = any(
+        abs(each["mean_class_accuracy"] - each["accuracy"]) >= _MIN_DIFFERENCE
+        for each in numbers
+        if "mean_class_accuracy" in each
+    )
+    shown = ["accuracy", *["mean_class_accuracy"] * differs, *DEFAULT_METRICS[1:]]
+    return [*zip(shown, shown, strict=True), *probes.items()]
 
 
 def compared_column(name: str | None, columns: Sequence[Column]) -> Column | None:
@@ -356,6 +365,7 @@ def variant_summary(
 _MEANINGS = {
     "accuracy": "Accuracy is the fraction of records whose label is predicted",
     "f1": "F1 is the harmonic mean of precision and recall over all pairs of a record and a class",
+    "mean_class_accuracy": "Mean class accuracy is the mean over classes of each class's accuracy",
     "worst_group_accuracy": "Worst-group accuracy is the accuracy in the group where it is lowest",
     "agreement": "Agreement is the fraction of records for which student and teacher predict the same",
     "kl_to_teacher": "KL is the divergence of the predicted probabilities from the teacher's, in nats",

@@ -26,6 +26,7 @@ from permafrost.evaluation.forward import (
 from permafrost.evaluation.metrics import (
     accuracy,
     agreement,
+    class_scores,
     energy_pointing_game,
     kl_to_teacher,
     label_scores,
@@ -349,7 +350,24 @@ def test_without_groups_there_are_no_scores_of_any():
 
     scores = label_scores(top1_logits(0, 1), torch.tensor([0, 1]), nowhere, {"id": (0, 3)})
 
-    assert scores == {"accuracy": 1, "group_accuracy": {}}
+    assert scores.pop("mean_class_accuracy_low") < scores.pop("mean_class_accuracy_high")
+    assert scores == {"accuracy": 1, "mean_class_accuracy": 1, "group_accuracy": {}}
+
+
+def test_the_mean_over_classes_weighs_classes_alike_and_its_interval_covers_it():
+    chances, counts = torch.tensor([0.9, 0.6, 0.2]), torch.tensor([400, 60, 8])
+    labels = torch.arange(3).repeat_interleave(counts)
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(400):
+        hits = torch.rand(len(labels), generator=generator) < chances[labels]
+        scores = class_scores(hits, labels)
+        shares = [hits[labels == label].double().mean().item() for label in range(3)]
+        assert scores["mean_class_accuracy"] == pytest.approx(sum(shares) / 3)
+        bounds = scores["mean_class_accuracy_low"], scores["mean_class_accuracy_high"]
+        covered += bounds[0] <= chances.mean() <= bounds[1]
+
+    assert 0.92 <= covered / 400 <= 0.99
 
 
 # ---- many labels per record ----------------------------------------------------------------------
@@ -391,7 +409,9 @@ def test_the_scores_of_a_set_are_those_that_its_labels_allow():
 
     of_labels = label_scores(logits, labels, groups)
     assert of_labels == many_label_scores(logits, labels)
-    assert set(label_scores(logits, one_each, groups)) == {"accuracy", "group_accuracy"}
+    of_classes = {f"mean_class_accuracy{end}" for end in ("", "_low", "_high")}
+    of_one_each = set(label_scores(logits, one_each, groups))
+    assert of_one_each == {"accuracy", "group_accuracy", *of_classes}
     agreement_of_itself = {"agreement": 1, "kl_to_teacher": 0}
     of_many = teacher_scores(logits, logits.clone(), labels, groups)
     chosen = [name for name in of_labels if not name.startswith("micro_")]

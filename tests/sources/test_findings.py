@@ -386,6 +386,13 @@ case(
 case("empty_classes", None, classes_with_records=folders_of("cat", "dog"))
 
 case(
+    "unequal_classes",
+    "warning",
+    ten_times_as_many=labels_of(["cat"] * 20 + ["dog"] * 2),
+)
+case("unequal_classes", None, nine_times_as_many=labels_of(["cat"] * 18 + ["dog"] * 2))
+
+case(
     "background_classes",
     "warning",
     caltech_101=folders_of("BACKGROUND_Google", "Faces", "airplanes"),

@@ -95,7 +95,7 @@ def test_a_metric_that_the_split_does_not_have_is_refused_with_those_it_has(tmp_
         selection_of(accuracy=0.5, epg=float("nan"))(numbered_model(1), 1)
     with pytest.raises(ConfigError, match=r"the split has no epg; choose one of accuracy, or null"):
         selection_of(accuracy=0.5)(numbered_model(1), 1)
-    with pytest.raises(ConfigError, match=r"unknown metric; choose one of accuracy, f1"):
+    with pytest.raises(ConfigError, match=r"unknown metric; choose one of accuracy, mean_class"):
         EpochSelection(tmp_path, "holdout.acc", dict)
 
 

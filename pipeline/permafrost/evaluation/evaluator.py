@@ -26,6 +26,7 @@ class Metric(NamedTuple):
 
 METRICS = {
     "accuracy": Metric(),
+    "mean_class_accuracy": Metric(),
     # These four replace accuracy if records have many labels.
     "f1": Metric(),
     "macro_f1": Metric(),

@@ -56,6 +56,33 @@ def group_scores(
     return scores
 
 
+def class_scores(hits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Compute the mean over classes of each class's accuracy, and its 95 % interval over images.
+
+    The interval is that of Price & Bonett (2004) for a combination of C binomials: 2 / C hits and 2 / C misses are
+    added to each class's n records, and the variance is sum p (1 - p) / (n C^2) over classes.
+
+    Args:
+        hits: Bool [N].
+        labels: Label of each record, [N]. Classes without a record are left out.
+
+    Returns:
+        `mean_class_accuracy`, and its bounds `mean_class_accuracy_low` and `_high`.
+    """
+    of_labels = labels.bincount().double()
+    right = labels[hits].bincount(minlength=len(of_labels))[of_labels > 0].double()
+    counts = of_labels[of_labels > 0]
+    number = len(counts)
+    share, trials = (right + 2 / number) / (counts + 4 / number), counts + 4 / number
+    middle = float(share.mean())
+    error = 1.96 * float((share * (1 - share) / trials).sum().sqrt()) / number
+    return {
+        "mean_class_accuracy": float((right / counts).mean()),
+        "mean_class_accuracy_low": max(middle - error, 0.0),
+        "mean_class_accuracy_high": min(middle + error, 1.0),
+    }
+
+
 def _share(hits: Tensor) -> float:
     return float(hits.double().mean())
 
@@ -108,7 +135,8 @@ def label_scores(
     right = (logits.argmax(dim=1) == labels)[counted]
     of_groups = group_scores("accuracy", right, groups[counted], group_sets)
     worst = min(of_groups["group_accuracy"].values(), default=None)
-    scores = {"accuracy": accuracy(logits, labels), **of_groups}
+    scores = {"accuracy": accuracy(logits, labels)} | class_scores(right, labels[counted])
+    scores |= of_groups
     return scores if worst is None else scores | {"worst_group_accuracy": worst}
 
 

@@ -252,16 +252,21 @@ def _accuracy(
     many = store.index.has_many_labels
     name, score = ("F1", _f1) if many else ("accuracy", _share_of_equal)
     measured: dict[str, float] = {}
+    of_classes: dict[str, str] = {}
     for split in dict.fromkeys(sample.split for sample in samples):
         parts = [sample for sample in samples if sample.split == split and len(sample.labels)]
         if parts:
             measured[split] = score(*_joined(parts))
+            of_classes[split] = "" if many else _mean_over_classes(*_joined(parts))
     shown = accuracy or measured
     if not shown:
         return Fact(name=name, value="no labels of the teacher's classes", source=UNKNOWN)
     return Fact(
         name=name,
-        value=", ".join(f"{printable(split)} {value:.4g}" for split, value in shown.items()),
+        value=", ".join(
+            f"{printable(split)} {value:.4g}{of_classes.get(split, '')}"
+            for split, value in shown.items()
+        ),
         source="all records" if accuracy else source,
         warning="" if many or not measured else describe_guessing(*_joined(samples)),
     )
@@ -276,6 +281,14 @@ def _joined(samples: list[TargetSample]) -> tuple[NDArray[np.int64], NDArray[np.
 
 def _share_of_equal(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
     return float((labels == predicted).mean())
+
+
+def _mean_over_classes(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> str:
+    """Return the mean over classes of their accuracies as text, empty if one class is less than twice another."""
+    present, members, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    right = np.bincount(members, labels == predicted, len(present))
+    is_equal = counts.max() < 2 * counts.min()
+    return "" if is_equal else f" (mean over {len(present)} classes {(right / counts).mean():.4g})"
 
 
 def _f1(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:

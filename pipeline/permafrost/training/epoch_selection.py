@@ -141,7 +141,10 @@ def plan_curve(
 EPOCHS_NAME = "epochs.json"
 SELECTED_PREFIX = "selected-epoch-"
 """Start of the names of the files with the weights of the best epochs so far."""
-_OF_LOGITS = ("accuracy", "f1", "worst_group_accuracy", "agreement", "kl_to_teacher")
+_OF_LOGITS = (
+    *("accuracy", "mean_class_accuracy", "worst_group_accuracy"),
+    *("f1", "agreement", "kl_to_teacher"),
+)
 """Metrics for which no map is computed."""
 _OF_TEACHER = ("agreement", "kl_to_teacher", "map_cosine")
 """Metrics of a student and a pass."""
