@@ -83,7 +83,7 @@ def find_unread_columns(preview: Preview) -> Iterator[Remark]:
     if table is None:
         return
     path, data = table
-    named = [data.image, data.label, data.split, data.boxes, data.mask, *data.group]
+    named = [data.image, data.label, data.split, data.boxes, data.mask, data.weight, *data.group]
     named += [data.labels] if isinstance(data.labels, str) else list(data.labels or ())
     with readable(path):
         names = column_names(path)

@@ -2,13 +2,22 @@
 
 import pickle
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
 
 from permafrost.core.digests import derive_seed
+from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset, iter_batches
-from permafrost.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.sampler import (
+    EpochOrder,
+    GlobalBatchSampler,
+    ReplayBatchSampler,
+    draw_counts,
+    expected_draws,
+)
 from permafrost.loading.subset import rows_of_split
 from tests.support.synthetic import large_store, marker_of, store_of_rows, write_shards
 
@@ -143,3 +152,84 @@ def test_rows_out_of_order_can_be_read_but_not_ordered(frozen):
     assert keys == frozen.store.index.keys(rows)
     with pytest.raises(ValueError, match="ascending"):
         dataset.first_positions()
+
+
+SIZES = np.array([10, 43, 147])
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(3), SIZES))
+
+
+def records_of(labels, groups=-1):
+    return {"label": np.array(labels, np.int32), "group": np.full(len(labels), groups, np.int32)}
+
+
+RECORDS = records_of(LABELS)
+
+
+def order_of(sampling):
+    counts = partial(draw_counts, RECORDS, sampling, 3)
+    return EpochOrder(first_positions(200, 9), 3, 4, counts=counts)
+
+
+def test_expected_draws_are_in_proportion_to_a_power_of_the_number_of_records():
+    sizes = np.array([1, 4, 25])
+
+    assert expected_draws(sizes, "uniform").tolist() == [1, 4, 25]
+    assert expected_draws(sizes, "sqrt").tolist() == [3.75, 7.5, 18.75]
+    assert expected_draws(sizes, "balanced").tolist() == [10, 10, 10]
+    assert draw_counts(records_of(np.arange(21) % 3), "balanced", 0, 0).tolist() == [1] * 21
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "sqrt", "balanced"])
+def test_each_class_has_its_number_of_draws_and_its_records_share_them_equally(sampling):
+    drawn = [draw_counts(RECORDS, sampling, 3, epoch) for epoch in range(40)]
+
+    for counts in drawn:
+        assert counts.sum() == 200
+        assert (abs(np.bincount(LABELS, counts) - expected_draws(SIZES, sampling)) < 1).all()
+        assert all(np.ptp(counts[label == LABELS]) <= 1 for label in range(3))
+    assert drawn[0].dtype == np.uint8
+    assert (drawn[1] == draw_counts(RECORDS, sampling, 3, 1)).all()
+    assert (np.sum(drawn, axis=0) > 0).all()  # others are left out in each epoch
+
+
+def test_groups_share_the_draws_of_their_class_equally():
+    groups = [-2] * 100 + [-1] * 8 + [-2] * 4  # a burst in two classes, and single records
+
+    records = records_of([0] * 104 + [1] * 8, groups)
+    counts = draw_counts(records, "balanced", 0, 0).astype(int)
+
+    assert 11 <= counts[:100].sum() <= 12  # a fifth of 56 draws, as each of the four single ones
+    assert set(counts[100:104]) <= {11, 12}
+    assert 11 <= counts[108:].sum() <= 12
+
+
+@pytest.mark.parametrize("sampling", ["sqrt", "balanced"])
+def test_an_epoch_has_the_drawn_records_in_one_order_for_all_ranks_and_steps(sampling):
+    order = order_of(sampling)
+    windows = list(order.windows(2))
+    repeats, positions = np.divmod(np.concatenate(windows), 200)
+
+    assert (np.bincount(positions, minlength=200) == draw_counts(RECORDS, sampling, 3, 2)).all()
+    assert len({*zip(positions, repeats, strict=True)}) == 200
+    within = [{*(window % 200).tolist()} for window in windows]
+    assert sum(map(len, within)) == len(set.union(*within))  # no record is in two windows
+    assert (np.concatenate(list(order.windows(2, 77))) == np.concatenate(windows)[77:]).all()
+    ranks = [GlobalBatchSampler(order, 12, rank=rank, world_size=3) for rank in range(3)]
+    for sampler in ranks:
+        sampler.set_position(2, 5)
+    batches = [part.positions for step in zip(*ranks, strict=True) for part in step]
+    assert (np.concatenate(batches) == positions[60:192]).all()
+
+
+def test_repeats_of_a_record_are_in_different_stored_views():
+    sampler = ReplayBatchSampler(order_of("balanced"), 20, num_views=16, per_step=2)
+    pairs = [pair for part in sampler for pair in zip(part.positions, part.views, strict=True)]
+
+    assert len(set(pairs)) == len(pairs) == 200 * 2
+
+
+def test_data_without_classes_or_with_several_per_record_are_refused(tmp_path):
+    for name, row in {"no": ("a", -1, []), "several": ("a", -1, [0, 2])}.items():
+        dataset = StoreDataset(store_of_rows(tmp_path / name, [row]), range(1))
+        with pytest.raises(ConfigError, match=rf"sampling=sqrt .*{name}.*data\.weight="):
+            TrainLoader(dataset, None, batch_size=1, seed=0, sampling="sqrt")

@@ -224,6 +224,10 @@ def test_masks_come_as_gray_png_and_may_be_absent(make_table, tmp_path):
             {"boxes": "b"},
             "row 1, column b: 'q' is not one",
         ),
+        *(
+            ({"w": ["1", cell, "1"]}, {"weight": "w"}, "row 2, column w: .* finite number >= 0")
+            for cell in ("-1", "nan", "1e39", "much", None)
+        ),
     ],
 )
 def test_an_error_in_a_row_names_the_row_and_the_column(make_table, columns, options, message):

@@ -58,6 +58,7 @@ def random_record(key, generator):
         label=generator.randint(-1, 40),
         labels=tuple(generator.sample(range(60), generator.randint(0, 3))),
         group=generator.randint(-1, 2**31 - 1),
+        weight=generator.choice([None, 0.0, 2.5]),
         boxes=(box,) * generator.randint(0, 2),
         boxes_in_pixels=generator.random() < 0.5,
         content=generator.choice(

@@ -44,4 +44,4 @@ def listed_values(record):
     """Values of a record that are part of the fingerprint of the data."""
     values = asdict(record)
     del values["position"]  # a column of its own
-    return values
+    return {name: value for name, value in values.items() if (name, value) != ("weight", None)}

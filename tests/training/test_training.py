@@ -6,7 +6,7 @@ import copy
 import gc
 import io
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.config.explainers import GradCamConfig
-from permafrost.config.methods import E2KDConfig, KDConfig
+from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.batches import StoredTargets
@@ -267,3 +267,31 @@ def test_loss_that_is_not_a_number_stops_the_training(value):
         log.flush(training)
 
     assert lines == []
+
+
+def gradients_of(method, weights, rows):
+    training = build_training(1, method)
+    training.model.eval()  # so that records are independent
+    training.weights = weights
+    names = ("logits", "target_class", "maps", "map_from_canonical")
+    targets = random_targets(0)
+    targets = replace(targets, **{name: getattr(targets, name)[rows] for name in names})
+    batch = build_batch(random_frames(0)[rows], targets, None)
+    terms = batch_loss(training, replace(batch, record_index=rows, labels=rows % 3), FRAME)
+    gradients = torch.autograd.grad(terms.total, list(training.model.parameters()))
+    return torch.cat([gradient.flatten() for gradient in gradients]), terms.total.detach()
+
+
+@pytest.mark.parametrize("method", [LabelsConfig(), KDConfig(tau=4.0), E2KDConfig(tau=4.0)])
+def test_the_gradient_is_that_of_the_mean_of_weighted_losses(method):
+    weights, rows = torch.tensor([0.5, 2.0, 0.0, 1.5]), torch.arange(4)
+    found, value = gradients_of(method, weights, rows)
+    plain, unweighted = gradients_of(method, None, rows)
+    each = [gradients_of(method, None, rows[row : row + 1])[0] for row in range(4)]
+    wanted = sum(weight * gradient for weight, gradient in zip(weights, each, strict=True)) / 4
+    assert (found - wanted).norm() <= 1e-6 * wanted.norm()
+    assert (found - plain).norm() > 0.1 * plain.norm()
+    assert value == unweighted
+    without = gradients_of(method, weights, rows[[0, 1, 3]])[0]  # of weight 0 nothing is left
+    assert (found - without * 3 / 4).norm() <= 1e-6 * found.norm()
+    assert torch.equal(gradients_of(method, torch.ones(4), rows)[0], plain)

@@ -1,18 +1,30 @@
-"""Facts about a training, which its folder keeps and which are logged before the first step."""
+"""Facts about a training, its weights among them, which its folder keeps and which are logged before the first step."""
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from permafrost.config.methods import KDConfig
+from permafrost.config.augment import MixConfig
+from permafrost.config.methods import KDConfig, LabelsConfig
+from permafrost.config.store import StoreOptions
 from permafrost.config.training import TrainerOptions
+from permafrost.core.distributed import DistributedContext
+from permafrost.core.errors import ConfigError
 from permafrost.library import augmentation
-from permafrost.runs.folder import read_cost
+from permafrost.loading.dataset import StoreDataset
+from permafrost.runs.folder import RunFolder, read_cost
 from permafrost.store.facts import read_sheets
-from permafrost.training.distill import distill_student
+from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
+from permafrost.training.build import build_training
+from permafrost.training.distill import StudentPlan, distill_student
 from permafrost.training.job import fit_batch
+from tests.support.image_sets import image_table_config, write_images, write_table
 from tests.support.runs import distill_config
+from tests.support.stores import precompute_config
+from tests.support.verbs import precompute
 
 
 def trained(frozen, caplog, **options):
@@ -105,3 +117,47 @@ def test_targets_are_those_of_the_split_at_the_temperature_of_the_loss(frozen, c
     assert sheets["student"]["loss"].value.startswith("kd, tau 3")
     assert sheets["targets"]["entropy"].value.endswith("(mean, tau=3)")
     assert set(sheets["targets"]["accuracy"].value.split()[::2]) == {"train"}
+
+
+def packed(folder, weights=None, suffix="csv"):
+    folder.mkdir()
+    paths = [*write_images(folder, *(f"{number}.png" for number in range(6)))]
+    path = folder / f"table.{suffix}"
+    write_table(path, {"path": paths, "label": [*"xyxxxx"], "w": weights or [1] * 6})
+    data = image_table_config(path, weight=None if weights is None else "w")
+    precompute.run(precompute_config(folder / "store", data=data, image_size=32))
+    return Store(folder / "store")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_column_of_weights_is_a_column_of_the_index(tmp_path, suffix):
+    store = packed(tmp_path / "weighted", [0.5, 0, 2, 1e-3, 7, 2.5], suffix)
+    plain, equal = packed(tmp_path / "plain"), packed(tmp_path / "equal", [0.1] * 6)
+
+    stored = store.index.values("weight", np.argsort(store.index.keys(range(6))))
+    assert stored.tolist() == [0.5, 0, 2, np.float32(1e-3), 7, 2.5]
+    assert not list(verify_store(store.path))
+    assert {*equal.manifest.index} - {*plain.manifest.index} == {"weight"}
+    assert plain.manifest.fingerprint != equal.manifest.fingerprint
+    assert StoreDataset(plain, range(6)).relative_weights() is None
+    assert StoreDataset(equal, range(6)).relative_weights() is None
+    with pytest.raises(ConfigError, match=r"6 records \(data\.weight\) are from 0\.0 to 0\.0"):
+        StoreDataset(packed(tmp_path / "zero", [0] * 6), range(6)).relative_weights()
+
+
+def test_a_training_has_and_names_weights_and_sampling(tmp_path, frozen):
+    store = packed(tmp_path / "data", [1, 2, 3, 4, 5, 9])
+    trainer = replace(distill_config(frozen).trainer, epochs=1, batch_size=2, sampling="balanced")
+    path = StoreOptions(path=str(store.path))
+    config = distill_config(frozen, store=path, method=LabelsConfig(), trainer=trainer)
+    plan = StudentPlan(config, RunFolder("one").path / "distill", store)
+
+    training = build_training(plan.spec(), DistributedContext())
+    sheet = read_sheets(Path(distill_student(config).student))["student"]
+
+    assert training.weights.equal(plan.spec().dataset.relative_weights())
+    assert sheet["records"].value.endswith("; weights from 0.25 to 2.25 times their mean")
+    assert sheet["sampling"].value == "balanced; 2 classes of 1 to 5 records, each 3 draws an epoch"
+    mixed = replace(plan.spec(), augment=replace(config.augment, mix=(MixConfig(kind="mixup"),)))
+    with pytest.raises(ConfigError, match=r"data\.weight: .* set augment\.mix=\[\]"):
+        build_training(mixed, DistributedContext())

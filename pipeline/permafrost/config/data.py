@@ -173,6 +173,9 @@ class ImageTableDataConfig(ImageFileDataConfig):
     group: tuple[str, ...] = ()
     """Columns whose combination is the group, the first varying slowest, such as [y, place] for Waterbirds.
     Whole numbers are used as they are; other values are numbered in sorted order."""
+    weight: Annotated[str | None, Role.IF_SET] = None
+    """Column of a number >= 0 by which the loss of a record is multiplied in every training, divided by its mean over
+    the records of the training. null: no weights."""
     split: str | None = None
     """Column of the split; null puts all records into split train, or those of several files into the splits of their
     names (train-00000-of-00004.parquet)."""

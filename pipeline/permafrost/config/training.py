@@ -64,6 +64,11 @@ class TrainerOptions(Options):
     """Number of epochs."""
     batch_size: Annotated[int, Ge(1)] = 64
     """Records per global batch; those of the selection, as far as ranks share them equally, if it has fewer."""
+    sampling: Annotated[Literal["uniform", "sqrt", "balanced"], Role.IF_SET] = "uniform"
+    """Probability of a class: proportional to its number of records (uniform: each once per epoch) or to the square
+    root of it, or the same for all (balanced). An epoch has as many records as before; those of a small class repeat in
+    other views, all equally often. Groups of data.group share the draws of their class equally. Unlabeled records
+    are a class. For many labels per record use data.weight."""
     schedule: Literal["cosine", "decay", "constant"] = "cosine"
     """Schedule of the learning rate after the warm-up: to zero along a cosine, a decay by a factor, or
     constant. The rate is set once per epoch, or in every step if warmup_steps is set."""

@@ -114,6 +114,8 @@ class Record:
     """Labels of the record in a multi-label data set: its classes, and `mark_unknown` of those of which nothing is
     known. Empty if nothing is known of any class, NONE if the record has none."""
     group: int = NO_GROUP
+    weight: float | None = None
+    """Weight of the record's loss; None for 1 in data without weights."""
     boxes: tuple[Box, ...] = ()
     boxes_in_pixels: bool = False
     """True if the boxes are in pixels of the original, upright image; packing normalizes them."""

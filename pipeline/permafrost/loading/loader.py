@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from permafrost.loading.sampler import (
     GlobalBatchSampler,
     PlacedBatches,
     ReplayBatchSampler,
+    draw_counts,
 )
 from permafrost.loading.transfer import (
     MAX_WAIT_SECONDS,
@@ -54,6 +56,7 @@ class TrainLoader(DataLoader[Any]):
         loader_processes: int = 0,
         views_per_step: int = 1,
         expand: Callable[[Batch], Batch] | None = None,
+        sampling: str = "uniform",
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -70,6 +73,7 @@ class TrainLoader(DataLoader[Any]):
             loader_processes: Number of processes that load batches, 0 to load them in this one.
             views_per_step: Number of views of one record per step: stored ones, or those that `expand` makes.
             expand: Function that expands each new view into `views_per_step` views; None keeps the single view.
+            sampling: Option trainer.sampling, by which records are drawn for an epoch.
             rank: Number of this rank.
             world_size: Number of ranks.
 
@@ -82,6 +86,9 @@ class TrainLoader(DataLoader[Any]):
             seed,
             fetch=dataset.fetch,
             least_records=dataset.least_window,
+            counts=None
+            if sampling == "uniform"
+            else partial(draw_counts, dataset.classes_to_draw(sampling), sampling, seed),
         )
         ranks: dict[str, Any] = {"rank": rank, "world_size": world_size}
         batches = (

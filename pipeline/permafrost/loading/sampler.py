@@ -1,13 +1,14 @@
 """Samplers: the order of an epoch is a pure function of (seed, epoch), divided into global batches for any world size.
 
 Shards are permuted, then records within windows of WINDOW_SHARDS shards, so a rank's memory and a node's cache do not
-grow with the store. Every record occurs at most once per epoch. The last partial global batch is dropped, which
-affects other records in each epoch.
+grow with the store. Every record occurs at most once per epoch, or as often as it is drawn (`draw_counts`), always in
+the same window; these counts are a small integer per record. The last partial global batch is dropped, which affects
+other records in each epoch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import require
+from permafrost.core.records import NO_GROUP
 
 FOREIGN_LOADER = (
     "another loader has been made of the parts of a RecordLoader, which has its own order and views: leave it out of "
@@ -25,6 +27,65 @@ FOREIGN_LOADER = (
 )
 WINDOW_SHARDS = 16
 _DRAWN_AT_ONCE = 2**18
+
+
+def expected_draws(sizes: NDArray[np.int64], sampling: str) -> NDArray[np.float64]:
+    """Compute the expected draws of each class in an epoch, N n_c^p / sum n_c^p, of which the sum is N = sum n_c.
+
+    Args:
+        sizes: Number of records of each class, n_c.
+        sampling: Option trainer.sampling, which says p.
+    """
+    weights = sizes ** {"uniform": 1.0, "sqrt": 0.5, "balanced": 0.0}[sampling]
+    return np.asarray(sizes.sum() * weights / weights.sum())
+
+
+def draw_counts(
+    records: Mapping[str, NDArray[np.integer[Any]]], sampling: str, seed: int, epoch: int
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Draw how often each record occurs in an epoch, [n] in the smallest dtype, as a function of these arguments alone.
+
+    A class has its expected number of draws, rounded up or down by a systematic draw. Its groups share them equally,
+    and so do the records of a group; what is left over goes to others in each epoch. Records without a group are
+    groups of their own, and those without a label a class.
+
+    Args:
+        records: Class and group of each record, `label` and `group`, [n].
+        sampling: Option trainer.sampling.
+        seed: Seed of the training.
+        epoch: Number of the epoch.
+    """
+    generator = np.random.default_rng(derive_seed(seed, "sampling", epoch))
+    _, classes, sizes = np.unique(records["label"], return_inverse=True, return_counts=True)
+    ends = np.floor(np.cumsum(expected_draws(sizes, sampling)).round(6) + generator.random())
+    groups = np.where(
+        records["group"] == NO_GROUP, -(2**31) - 1 - np.arange(len(classes)), records["group"]
+    )
+    _, first, units = np.unique(
+        groups * len(sizes) + classes, return_index=True, return_inverse=True
+    )
+    counts = _divide(
+        _divide(np.diff(ends, prepend=0).astype(np.int64), classes[first], generator),
+        units,
+        generator,
+    )
+    return counts.astype(np.min_scalar_type(counts.max()))
+
+
+def _divide(
+    totals: NDArray[np.int64], parents: NDArray[np.int64], generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Divide totals among their members as equally as whole numbers are, the rest at random: i64 [members].
+
+    Args:
+        totals: Number to divide, [parents].
+        parents: Total of which each member has a part, [members].
+        generator: Generator of the draws.
+    """
+    order = np.lexsort((generator.random(len(parents)), parents))
+    sizes = np.bincount(parents, minlength=len(totals))
+    ranks = np.argsort(order) - (np.cumsum(sizes) - sizes)[parents]
+    return totals[parents] // sizes[parents] + (ranks < totals[parents] % sizes[parents])
 
 
 @dataclass(frozen=True)
@@ -38,6 +99,8 @@ class EpochSlice:
     """Place of the first record in the epoch's order, which the others follow; or the place of each."""
     views: NDArray[np.int64] | None = None
     """Stored view of each record to replay; None for views that are drawn."""
+    repeats: NDArray[np.int64] | int = 0
+    """Number of each record among its repeats in the epoch."""
 
 
 class EpochOrder:
@@ -51,6 +114,7 @@ class EpochOrder:
         fetch: Callable[[NDArray[np.int64]], None] | None = None,
         *,
         least_records: int = 0,
+        counts: Callable[[int], NDArray[np.unsignedinteger[Any]]] | None = None,
     ) -> None:
         """Describe the shards of a selection whose records are in the order of the store.
 
@@ -61,12 +125,14 @@ class EpochOrder:
             fetch: Function that is told the numbers of the shards of a window before the window is drawn, and of the
                 next one.
             least_records: Number of records of a window, which then has more shards if they are small.
+            counts: Function of the epoch that returns how often each record occurs in it, as many in all as there are
+                records; None for once.
         """
         sizes = np.diff(first_positions)
         self._numbers = np.flatnonzero(sizes > 0)
         self._starts = first_positions[:-1][sizes > 0]
         self._sizes = sizes[sizes > 0]
-        self._fetch = fetch
+        self._fetch, self._counts = fetch, counts
         self.num_records = int(sizes.sum())
         self.seed = seed or 0
         self.is_drawn = seed is not None
@@ -74,6 +140,8 @@ class EpochOrder:
 
     def windows(self, epoch: int, first: int = 0) -> Iterator[NDArray[np.int64]]:
         """Iterate over the order of an epoch, with every position of the selection once, window by window.
+
+        If records are drawn, one occurs as position + r * num_records for each of its repeats r from 0.
 
         Args:
             epoch: Number of the epoch.
@@ -83,21 +151,25 @@ class EpochOrder:
         generator = np.random.default_rng(derive_seed(self.seed, "order", epoch))
         permute = generator.permutation if self.is_drawn else np.arange
         shards = permute(len(self._sizes))
+        counts = None if self._counts is None else self._counts(epoch)
         begin, fetched = 0, False
         bounds = self._bounds(shards)
         for number, (start, stop) in enumerate(pairwise(bounds)):
             members = shards[start:stop]
             sizes = self._sizes[members]
             offsets = np.cumsum(sizes) - sizes
-            drawn = permute(int(sizes.sum()))
+            positions = np.repeat(self._starts[members] - offsets, sizes) + np.arange(sizes.sum())
+            if counts is not None:
+                here = counts[positions].astype(np.int64)
+                repeats = np.arange(here.sum()) - np.repeat(np.cumsum(here) - here, here)
+                positions = np.repeat(positions, here) + repeats * self.num_records
+            drawn = permute(len(positions))
             if (end := begin + len(drawn)) > first:
                 if self._fetch is not None:
                     after = shards[stop : (*bounds, stop)[number + 2]]
                     self._fetch(self._numbers[after if fetched else np.r_[members, after]])
                     fetched = True
-                shard = np.searchsorted(offsets, drawn, side="right") - 1
-                positions = self._starts[members[shard]] + drawn - offsets[shard]
-                yield positions[max(first - begin, 0) :]
+                yield positions[drawn[max(first - begin, 0) :]]
             begin = end
 
     def _bounds(self, shards: NDArray[np.int64]) -> list[int]:
@@ -172,8 +244,9 @@ class GlobalBatchSampler:
         for window in self.order.windows(epoch, taken):
             rest = np.concatenate([rest, window])
             while len(rest) >= self.batch_size:
-                rank_positions = rest[self.rank * share : (self.rank + 1) * share]
-                yield EpochSlice(rank_positions.copy(), epoch, taken + self.rank * share)
+                rank_rows = rest[self.rank * share : (self.rank + 1) * share]
+                repeats, positions = np.divmod(rank_rows, self.order.num_records)
+                yield EpochSlice(positions, epoch, taken + self.rank * share, repeats=repeats)
                 rest = rest[self.batch_size :]
                 taken += self.batch_size
         if len(rest) and not self.drop_last:
@@ -221,7 +294,7 @@ class ReplayBatchSampler(GlobalBatchSampler):
     def _batches(self, epoch: int, first_step: int) -> Iterator[EpochSlice]:
         turns = epoch * self.per_step + np.arange(self.per_step)
         for part in super()._batches(epoch, first_step):
-            starts = self.starts[part.positions].astype(np.int64)
+            starts = self.starts[part.positions] + part.repeats * np.int64(self.per_step)
             views = (starts[:, None] + turns) % self.num_views
             positions = np.repeat(part.positions, self.per_step)
             yield replace(part, positions=positions, views=views.ravel())

@@ -145,6 +145,39 @@ class SelectedRecords:
             return np.broadcast_to(np.int64(NO_LABEL), (len(self),))
         return self.store.index.values("label", self.rows)
 
+    def classes_to_draw(self, sampling: str) -> dict[str, NDArray[np.integer[Any]]]:
+        """Return the class and the group of each record, `label` and `group`, by which they are drawn for an epoch.
+
+        Args:
+            sampling: Option trainer.sampling, for messages.
+
+        Raises:
+            ConfigError: If the data have no classes, or several for a record.
+        """
+        columns = self.store.index.take(("label", "group"), self.rows)
+        require(
+            bool((columns["label"] != NO_LABEL).any()) and not self.store.manifest.multi_label,
+            f"trainer.sampling={sampling} draws records by their class, but "
+            f"{'a record may have several' if self.store.manifest.multi_label else 'no record has one'}; set it to "
+            "uniform, and weigh the records by a column of numbers (data.weight=) when you pack them",
+        )
+        return columns
+
+    def relative_weights(self) -> torch.Tensor | None:
+        """Return the weight of each record by their mean, f32 [n]; None if all have the same.
+
+        Raises:
+            ConfigError: If all weights are 0, or one is not a finite number >= 0.
+        """
+        weights = self.store.index.values("weight", self.rows)
+        low, mean, high = weights.min(), weights.mean(dtype=np.float64), weights.max()
+        require(
+            0 <= low <= mean < np.inf and mean > 0,
+            f"{self.store.path}: the weights of the {len(self):,} records (data.weight) are from {low} to {high}; "
+            "select records of which one has a finite weight above 0, or pack the data without data.weight",
+        )
+        return None if low == high else torch.from_numpy(weights / mean).float()
+
     def label_lists(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Return the labels of all records of a multi-label store, one after another, and their number per record."""
         return self.store.index.label_lists(self.rows)

@@ -21,11 +21,14 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from permafrost.config.data import ImageTableDataConfig
 from permafrost.core.errors import ConfigError, quote, require
@@ -284,6 +287,7 @@ class ImageTableSource(ImageSource):
             "split": config.split,
             "boxes": config.boxes,
             "mask": config.mask,
+            "weight": config.weight,
         }
         several = {"group": config.group, "labels": self._state_columns}
         for option, columns in several.items():
@@ -512,6 +516,7 @@ class ImageTableSource(ImageSource):
             label=label,
             labels=labels,
             group=_group(row, groups),
+            weight=None if config.weight is None else _weight(row, config.weight),
             boxes=boxes,
             boxes_in_pixels=bool(boxes),
             content=(*image, *mask),
@@ -662,6 +667,14 @@ def _group_text(row: ListedRow, columns: tuple[str, ...]) -> str | None:
     """Return the values of a row in these columns as one text, or None if one of them is unknown."""
     texts = [to_label(row.cells[column], frozenset()) for column in columns]
     return None if None in texts else "\0".join(map(str, texts))
+
+
+def _weight(row: ListedRow, column: str) -> float:
+    """Return the weight of a row. Raises ConfigError if it is not a number from 0 to the largest float32."""
+    with suppress(ValueError):
+        if 0 <= (weight := float(row.required(column))) <= float(np.finfo(np.float32).max):
+            return weight
+    raise row.error(column, f"{quote(row.cells[column])} is not a finite number >= 0; correct it")
 
 
 def _group(row: ListedRow, groups: list[GroupColumn]) -> int:

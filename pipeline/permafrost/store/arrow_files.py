@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -164,6 +164,7 @@ def read_table(
     sha256: str | None = None,
     advice: tuple[str, str] = (REPAIR, REWRITE),
     most: int | None = MAX_TABLE_BYTES,
+    added: Sequence[pa.Field] = (),
 ) -> pa.Table:
     """Read a table of the given schema.
 
@@ -176,6 +177,7 @@ def read_table(
         sha256: Digest of the file in its manifest; None is not checked.
         advice: What to do about a missing file, and about a damaged one, for messages.
         most: Largest number of bytes, as a file and in memory, compared before it is read; None for any.
+        added: Columns of which the file may have one after those of the schema.
 
     Raises:
         ManifestError: If the file is missing, damaged, too large, or contains anything else.
@@ -192,7 +194,10 @@ def read_table(
         )
     try:
         file = open_parquet(data)
-        if not file.schema_arrow.equals(schema, check_metadata=False):
+        if not any(
+            file.schema_arrow.equals(each, check_metadata=False)
+            for each in (schema, *map(schema.append, added))
+        ):
             raise ManifestError(f"{path} does not have the columns of this version")
         if most is not None and table_bytes(file.metadata, data, most) > most:
             raise ManifestError(
@@ -204,7 +209,7 @@ def read_table(
         raise
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise ManifestError(f"{path} cannot be read as Parquet ({error})") from error
-    required = [field.name for field in schema if not field.nullable]
+    required = [field.name for field in table.schema if not field.nullable]
     if any(_null_count(chunk) for name in required for chunk in table[name].chunks):
         raise ManifestError(f"{path} has empty cells")
     return table.combine_chunks()

@@ -32,3 +32,5 @@ COLUMNS: dict[str, np.dtype[Any]] = {
     "image_sha256": np.dtype(("u1", 32)),
 }
 """Dtype of each column. A store may have others, which readers ignore."""
+DTYPES = COLUMNS | {"weight": np.dtype("<f4")}
+"""Dtype of each column, also of the weights, which only stores of data with weights have."""

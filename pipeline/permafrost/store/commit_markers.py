@@ -48,6 +48,9 @@ MARKER_SCHEMA = table_schema(
 """Columns of an image shard's commit marker: where the bytes of a record are, and its description. Those of the index
 follow from them (docs/reference/store-format.md)."""
 
+WEIGHT = pa.field("weight", pa.float32(), nullable=False)
+"""Last column of the commit markers of a store whose data have weights."""
+
 PASS_MARKER_SCHEMA = table_schema(
     key=pa.string(),
     row=pa.int32(),
@@ -70,8 +73,13 @@ def marker_path(folder: RootedPath, shard: str) -> RootedPath:
 
 
 def marker_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Convert rows, each with a value for every column of MARKER_SCHEMA, to a table."""
-    return pa.Table.from_pylist(rows, schema=MARKER_SCHEMA)
+    """Convert rows, each with a value for every column of MARKER_SCHEMA, and of WEIGHT or none, to a table."""
+    return pa.Table.from_pylist(
+        rows,
+        schema=MARKER_SCHEMA.append(WEIGHT)
+        if any(WEIGHT.name in row for row in rows[:1])
+        else MARKER_SCHEMA,
+    )
 
 
 def has_many_labels(marker: pa.Table) -> bool:
@@ -111,7 +119,7 @@ def read_marker(
     Raises:
         ManifestError: If the commit marker is missing, damaged or of another version.
     """
-    table = read_table(path, schema, sha256)
+    table = read_table(path, schema, sha256, added=[WEIGHT] if schema is MARKER_SCHEMA else [])
     stored = (table.schema.metadata or {}).get(_METADATA_KEY, b"{}")
     table = table.replace_schema_metadata(None)
     try:

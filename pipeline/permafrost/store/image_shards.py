@@ -20,7 +20,7 @@ from permafrost.core.progress import count_records
 from permafrost.core.records import NO_LABEL, NO_SIZE, Box, Content, Record, Source
 from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import AnyPath, RootedPath, user_path
-from permafrost.store.commit_markers import marker_path, marker_table, write_marker
+from permafrost.store.commit_markers import WEIGHT, marker_path, marker_table, write_marker
 from permafrost.store.deaths import ShardDeaths
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.image_decoding import (
@@ -407,4 +407,5 @@ def _row(
         "image_sha256": hashlib.sha256(content.image).hexdigest(),
         "image_crc32c": google_crc32c.value(content.image),
         "mask_crc32c": google_crc32c.value(content.mask or b""),
+        **({} if record.weight is None else {WEIGHT.name: record.weight}),
     }

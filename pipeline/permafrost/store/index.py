@@ -27,7 +27,7 @@ from permafrost.storage.files import file_at, map_file, open_size
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.untrusted import FormatError
 from permafrost.store.codecs import npy_array
-from permafrost.store.columns import COLUMNS, LISTS, NUMBERS, OFFSETS
+from permafrost.store.columns import DTYPES, LISTS, NUMBERS, OFFSETS
 from permafrost.store.entries import REPAIR, REWRITE, ManifestError
 from permafrost.store.manifest import StoreManifest
 
@@ -81,9 +81,16 @@ class RecordIndex:
         return bool(self._manifest.generations)
 
     def _column(self, name: str) -> NDArray[Any]:
-        """Return a column, with the rows of these shards; the values of lists are those of all shards."""
+        """Return a column, with the rows of these shards; the values of lists are those of all shards.
+
+        Weights are 1 in a store without this column.
+        """
         if name not in self._columns:
-            values = self._map(name)
+            values = (
+                self._map(name)
+                if name in self._manifest.index
+                else np.broadcast_to(np.float32(1), self.shards.rows_of_file)
+            )
             if name not in LISTS:
                 first, stop = self.shards.first_row, self.shards.first_row + self.num_rows
                 values = values[first : stop + name.endswith(OFFSETS)]
@@ -104,7 +111,7 @@ class RecordIndex:
                 if (size := open_size(opened)) != file.bytes:
                     raise FormatError(f"has {size} bytes, but its manifest lists {file.bytes}")
                 data = map_file(opened)
-            dtype = COLUMNS[name]
+            dtype = DTYPES[name]
             return npy_array(data, dtype.base, (length, *dtype.shape))
         except FileNotFoundError:
             raise ManifestError(f"{path} is missing; {REPAIR}") from None
@@ -325,7 +332,9 @@ class RecordIndex:
             ManifestError: If the values of a list are not in their column.
         """
         start, stop = self.shards.starts[number : number + 2].tolist()
-        columns = {name: self._column(name)[start:stop] for name in (*NUMBERS, "image_sha256")}
+        columns = {
+            name: self._column(name)[start:stop] for name in (*NUMBERS, "weight", "image_sha256")
+        }
         for name in LISTS:
             columns[f"{name}{OFFSETS}"], columns[name] = self._lists_of_shard(name, number)
         return columns

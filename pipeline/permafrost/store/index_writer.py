@@ -22,7 +22,7 @@ from permafrost.storage.local_files import described_errors, write_error
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.arrow_files import RowWriter, write_rows
 from permafrost.store.codecs import npy_header
-from permafrost.store.columns import COLUMNS, INDEX_FOLDER, LISTS, NUMBERS, OFFSETS
+from permafrost.store.columns import COLUMNS, DTYPES, INDEX_FOLDER, LISTS, NUMBERS, OFFSETS
 from permafrost.store.commit_markers import has_many_labels
 from permafrost.store.entries import FileEntry
 from permafrost.store.manifest import PassManifest, StoreManifest
@@ -53,11 +53,12 @@ class IndexWriter:
         self._suffix = suffix
         self._files: dict[str, IO[bytes]] = {}
         self._ends = dict.fromkeys(LISTS, 0)
+        self._names = {*COLUMNS}
         self.num_records = 0
 
     def __enter__(self) -> IndexWriter:
         file_at(self._folder).make_folder()
-        for name in COLUMNS:
+        for name in DTYPES:
             self._files[name] = file_at(self._folder).scratch()
         for name in LISTS:
             self._append(f"{name}{OFFSETS}", np.zeros(1, np.int64))
@@ -71,6 +72,7 @@ class IndexWriter:
     def append(self, marker: pa.Table) -> None:
         """Append the rows of a shard's commit marker."""
         columns = columns_of_marker(marker)
+        self._names |= {"weight"} & {*marker.column_names}
         for name in LISTS:
             columns[f"{name}{OFFSETS}"] = self._ends[name] + columns[f"{name}{OFFSETS}"][1:]
             self._ends[name] += len(columns[name])
@@ -80,14 +82,14 @@ class IndexWriter:
 
     def finish(self) -> dict[str, FileEntry]:
         """Write the file of each column atomically, and describe them."""
-        return {name: self._write(name) for name in sorted(COLUMNS)}
+        return {name: self._write(name) for name in sorted(self._names)}
 
     def _append(self, name: str, values: NDArray[Any]) -> None:
         with described_errors(write_error, self._folder):
-            self._files[name].write(values.astype(COLUMNS[name].base, copy=False).tobytes())
+            self._files[name].write(values.astype(DTYPES[name].base, copy=False).tobytes())
 
     def _write(self, name: str) -> FileEntry:
-        path, source, dtype = f"{name}{self._suffix}.npy", self._files[name], COLUMNS[name]
+        path, source, dtype = f"{name}{self._suffix}.npy", self._files[name], DTYPES[name]
         size = source.tell()
         with described_errors(write_error, self._folder / path):
             source.seek(0)  # writes what is left in memory
@@ -108,6 +110,9 @@ def columns_of_marker(marker: pa.Table) -> dict[str, NDArray[Any]]:
     table = {name: marker[name].combine_chunks() for name in marker.column_names}
     columns = {name: table[name].to_numpy() for name in NUMBERS}
     digests = bytes.fromhex("".join(table["image_sha256"].to_pylist()))
+    columns["weight"] = (
+        table["weight"].to_numpy() if "weight" in table else np.ones(marker.num_rows, np.float32)
+    )
     columns["image_sha256"] = np.frombuffer(digests, np.uint8).reshape(-1, 32)
     columns["key"] = np.frombuffer("".join(table["key"].to_pylist()).encode(), np.uint8)
     columns["labels"] = table["labels"].flatten().to_numpy()

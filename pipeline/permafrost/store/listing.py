@@ -155,6 +155,7 @@ def record_json(record: Record) -> bytes:
             "boxes": [vars(box) for box in record.boxes],
             "boxes_in_pixels": record.boxes_in_pixels,
             "content": record.content,
+            **({} if record.weight is None else {"weight": record.weight}),
         }
     )
 

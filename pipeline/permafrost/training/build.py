@@ -20,6 +20,7 @@ from permafrost.core.errors import require
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import TargetRequest, downscale, view_images, view_targets
 from permafrost.loading.loader import TrainLoader
+from permafrost.loading.mixtures import mixes_of_pass
 from permafrost.loading.random_views import ViewSchedule, schedule_views
 from permafrost.loading.recipes import PixelAugmentSchedule
 from permafrost.loading.transfer import move_batch
@@ -67,6 +68,12 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
         ConfigError: If data, loss and network do not fit.
     """
     _check_labels(spec)
+    weights = spec.dataset.relative_weights()
+    require(
+        weights is None or not (spec.augment.mixes or any(map(mixes_of_pass, spec.dataset.passes))),
+        "data.weight: the two records of a mixture have different weights; set augment.mix=[], or "
+        "replay views that are not mixed",
+    )
     device = distributed.device or resolve_device("trainer.device", spec.trainer.device)
     torch.manual_seed(derive_seed(spec.seed, "initialisation"))
     model = build_model(spec.model, spec.data_classes, may_replace_head=True)
@@ -110,6 +117,7 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
         seed=spec.seed,
         compute_settings=compute_settings,
         distributed=distributed,
+        weights=None if weights is None else weights.to(device),
         has_labels=spec.dataset.has_labels and bool(spec.class_names),
     )
 
@@ -131,6 +139,7 @@ def build_loader(spec: TrainingSpec, distributed: DistributedContext) -> TrainLo
         loader_processes=spec.trainer.loader_processes,
         views_per_step=spec.views_per_step,
         expand=spec.expand_views,
+        sampling=spec.trainer.sampling,
         rank=distributed.rank,
         world_size=distributed.world_size,
     )

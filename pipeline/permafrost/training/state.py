@@ -60,6 +60,8 @@ class Training:
     compute_settings: ComputeSettings = field(default_factory=ComputeSettings)
     """Settings of the student. The loss and the explanations stay float32."""
     distributed: DistributedContext = field(default_factory=DistributedContext)
+    weights: Tensor | None = None
+    """Weight of each record of the selection by their mean, f32 [n] on the model's device; None for equal ones."""
     has_labels: bool = False
     """True to log the training accuracy, which needs records with labels of the model's classes."""
     epoch: int = 0

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from permafrost.core.batches import Batch, ExplainedTargets, MixedLabels, Targets, require_maps
 from permafrost.core.errors import require
@@ -80,6 +82,11 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
     pairs = [
         explain_targets(training, student, inputs.change_targets(targets)) for targets in teachers
     ]
+    if training.weights is not None:
+        pairs = [
+            (weigh_records(output, training.weights[batch.record_index]), targets)
+            for output, targets in pairs
+        ]
     # 4. The loss with each teacher.
     terms = [training.loss(output, targets, inputs.labels) for output, targets in pairs]
     total = weighted_sum(terms, 1.0 if training.sums_teachers else 1 / len(terms))
@@ -99,6 +106,31 @@ def run_student(
         record_index=batch.record_index,
         view_index=batch.view_index,
     )
+
+
+def weigh_records(student: StudentOutput, weights: Tensor) -> StudentOutput:
+    """Return the same outputs, whose gradients are multiplied by the weight w_b of their record b.
+
+    For a loss that is a mean over records, L = sum_b l_b / B, the gradient of the network is that of
+    sum_b w_b l_b / B, whatever the loss computes. In a loss of relations between records (RKD), each record's part of
+    the gradient is weighted by its own w_b. Values of the loss, and gradients of its own parameters, are not weighted.
+
+    Args:
+        student: Outputs, with the maps, of which the explanation has no weights.
+        weights: Weight of each record, f32 [B].
+    """
+
+    def weigh(values: Any) -> Any:
+        if isinstance(values, Tensor) and values.requires_grad:
+            values = values.view_as(values)  # so that its hook is not that of the explanation
+            values.register_hook(
+                lambda gradient: (
+                    gradient * weights.to(gradient).view(-1, *[1] * (gradient.dim() - 1))
+                )
+            )
+        return values
+
+    return replace(student, output=tree_map(weigh, student.output), maps=weigh(student.maps))
 
 
 def target_request(training: Training, student: StudentOutput) -> TargetRequest:

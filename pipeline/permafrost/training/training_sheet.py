@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from permafrost.config.builder import to_plain_dict
@@ -12,6 +13,7 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.teaching import TeachConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.loading.decode_threads import decode_threads_of
+from permafrost.loading.sampler import expected_draws
 from permafrost.loading.target_sheet import target_sheet
 from permafrost.models.compute import device_name, resolve_device
 from permafrost.models.network import Network
@@ -88,8 +90,23 @@ def _facts(
         )
     split, whole = _split_of(options), dataset.store.num_records(_split_of(options))
     rows = len(dataset)
-    left = f"; {whole - rows:,} left out" if whole > rows else ""
+    left = (f"; {whole - rows:,} left out" if whole > rows else "") + (
+        ""
+        if (weights := dataset.relative_weights()) is None
+        else f"; weights from {weights.min():.3g} to {weights.max():.3g} times their mean"
+    )
     yield Fact(name="records", value=f"{rows:,} of split {split}{left}", source="store, subset")
+    if trainer.sampling != "uniform":
+        sizes = np.sort(
+            np.unique(dataset.classes_to_draw(trainer.sampling)["label"], return_counts=True)[1]
+        )
+        low, high = (f"{draws:,.0f}" for draws in expected_draws(sizes, trainer.sampling)[[0, -1]])
+        yield Fact(
+            name="sampling",
+            value=f"{trainer.sampling}; {len(sizes):,} classes of {sizes[0]:,} to {sizes[-1]:,} records, each "
+            f"{low if low == high else f'{low} to {high}'} draws an epoch",
+            source="trainer",
+        )
     steps, rest = divmod(rows, trainer.batch_size // spec.views_per_step)
     ranks = distributed.world_size
     each = "" if ranks == 1 else f" ({trainer.batch_size // ranks} on each of {ranks} ranks)"
