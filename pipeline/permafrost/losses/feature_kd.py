@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.methods import ATConfig, CatKDConfig, FeatureKDConfig
@@ -29,6 +29,7 @@ from permafrost.losses.logit_distances import kd_loss
 from permafrost.losses.map_distances import unit_scale
 from permafrost.losses.restored_features import RestoredFeatures
 from permafrost.losses.shapes import require_same_shape
+from permafrost.losses.standardized_features import StandardizedField
 from permafrost.models.classifier import (
     POOLED_STAGE,
     Intermediates,
@@ -37,6 +38,7 @@ from permafrost.models.classifier import (
     stage_number,
     to_float32,
 )
+from permafrost.store.reader import TeacherPass
 
 
 class FeatureKDLoss(DistillationLoss):
@@ -57,15 +59,29 @@ class FeatureKDLoss(DistillationLoss):
         super().__init__()
         self.config = config
         self.restored: RestoredFeatures | None = None
+        self.passes: Sequence[StoredTeacher] = ()
+        self.split = ""
 
     def plan(
         self, config: DistillConfig, passes: Sequence[StoredTeacher], num_classes: int
     ) -> None:
-        if self.restores_features and self.weight > 0:
+        kind = getattr(self.config, "standardize", "none")
+        if self.weight > 0 and (self.restores_features or kind != "none"):
             self.restored = RestoredFeatures(passes)
+        self.passes, self.split = passes, config.split
 
     def convert_targets(self, targets: tuple[Targets, ...]) -> tuple[Targets, ...]:
         return targets if self.restored is None else tuple(map(self.restored, targets))
+
+    def standardized(self, targets: Targets, name: str) -> nn.Module:
+        """Return the map that method.standardize applies to a field of these targets, the identity for none."""
+        kind = getattr(self.config, "standardize", "none")
+        teachers = [each for each in self.passes if each.name == targets.teacher]
+        if kind == "none" or not teachers:
+            return nn.Identity()
+        (teacher,) = teachers
+        assert isinstance(teacher, TeacherPass)
+        return StandardizedField(teacher, name, self.split, kind)
 
     @property
     def weight(self) -> float:

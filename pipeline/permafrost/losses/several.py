@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from permafrost.config.distillation import DistillConfig
@@ -18,6 +19,7 @@ from permafrost.core.batches import AnyLabels, Targets
 from permafrost.core.errors import require
 from permafrost.losses.base import (
     DistillationLoss,
+    LossTerms,
     Needs,
     StoredTeacher,
     StudentOutput,
@@ -29,12 +31,24 @@ from permafrost.models.classifier import Intermediates
 
 
 class SeveralLoss(DistillationLoss):
-    """Loss sum over terms of weight * the term's loss. The metrics of term n have the suffix _n, counted from 1."""
+    """Loss sum over terms n of weight_n L_n. The metrics of term n have the suffix _n, counted from 1.
+
+    method.balance=uncertainty minimizes sum_n exp(-s_n) weight_n L_n + s_n, where s_n starts at 0 and is trained with
+    the student. This is twice the sum of L_n / (2 sigma_n^2) + log sigma_n for s_n = log sigma_n^2 (Kendall et al.
+    2018, equation 7, for regression), so that it starts as the fixed sum. The best s_n is log(weight_n L_n).
+
+    method.drop_teachers=p leaves each term out of a step with probability p, except the term of the largest weight_n
+    L_n. All ranks leave out the same terms. Parameters that no other term reaches have a gradient of 0 then.
+    """
 
     def __init__(self, config: SeveralConfig) -> None:
         super().__init__()
         self.config = config
         self.losses = nn.ModuleList(build_loss(term.method) for term in config.terms)
+        self.weights: dict[str, tuple[int, float]] = {}
+        """Number of the term that each metric is part of, counted from 0, and its weight in the sum."""
+        if config.balance == "uncertainty":
+            self.log_variances = nn.Parameter(torch.zeros(len(config.terms)))
 
     def _parts(self) -> Iterator[tuple[TeacherTermOptions, DistillationLoss]]:
         for term, loss in zip(self.config.terms, self.losses, strict=True):
@@ -96,10 +110,35 @@ class SeveralLoss(DistillationLoss):
                 loss.distributed = self.distributed  # the training sets it after this loss is built
                 is_explained = loss.needs.maps_every is not None
                 output = student if is_explained else replace(student, maps=None)
-                yield from (
-                    _numbered(part, number, term.weight)
-                    for part in loss.terms(output, _select_fields(targets, loss), labels)
-                )
+                for part in loss.terms(output, _select_fields(targets, loss), labels):
+                    numbered = _numbered(part, number, term.weight)
+                    self.weights[numbered.name] = number - 1, numbered.weight
+                    yield numbered
+
+    def combine(self, parts: Sequence[LossTerms], weight: float) -> LossTerms:
+        summed, config = super().combine(parts, weight), self.config
+        if config.balance == "fixed" and config.drop_teachers == 0:
+            return summed
+        sums: dict[int, Tensor] = {}
+        for name, value in summed.terms.items():
+            number, factor = self.weights[name]
+            sums[number] = sums.get(number, 0) + factor * value
+        numbers, losses = list(sums), torch.stack(list(sums.values()))
+        statistics, balanced = dict(summed.statistics), losses
+        if config.balance == "uncertainty":
+            scales = torch.exp(-self.log_variances[numbers])
+            balanced = scales * losses + self.log_variances[numbers]
+            statistics |= _by_number("balance", numbers, scales.detach())
+        if config.drop_teachers > 0:
+            drawn = self.distributed.gather(torch.rand_like(losses))[
+                : len(losses)
+            ]  # the first rank's
+            largest = self.distributed.mean(losses.detach()).argmax()
+            kept = (drawn >= config.drop_teachers).index_fill(0, largest, True).to(losses)
+            balanced = kept * balanced
+            statistics |= _by_number("kept", numbers, kept)
+        total = balanced.sum() + 0 * summed.total  # ranks wait for the gradients of all parameters
+        return replace(summed, total=total, statistics=statistics)
 
 
 def _select_fields(targets: Targets, loss: DistillationLoss) -> Targets:
@@ -123,6 +162,11 @@ def _select_fields(targets: Targets, loss: DistillationLoss) -> Targets:
     )
     (converted,) = loss.convert_targets((selected,))
     return converted
+
+
+def _by_number(name: str, numbers: Iterable[int], values: Tensor) -> dict[str, Tensor]:
+    """Return a value of each term by the name of its metric, with the term's number from 1."""
+    return {f"{name}_{number + 1}": value for number, value in zip(numbers, values, strict=True)}
 
 
 def _numbered(part: Term, number: int, factor: float) -> Term:
