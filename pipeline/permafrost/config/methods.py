@@ -266,19 +266,6 @@ def check_map_control(map_control: MapControl, setting: MethodSetting) -> None:
     )
 
 
-def check_standardize(standardize: Standardization, setting: MethodSetting) -> None:
-    """Check that there are stored values to standardize by.
-
-    Raises:
-        ConfigError: If the teacher is live.
-    """
-    require(
-        setting.mode != "live" or standardize == "none",
-        f"method.standardize={standardize} is computed from the stored values of a pass, and mode=live has none; set "
-        "mode=frozen, or method.standardize=none",
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class FeatureKDConfig(SoftTargetsConfig):
     """Options shared by methods that compare features: lambda_ce * labels + lambda_kd * kd + the method's own term.
@@ -392,7 +379,6 @@ class FeaturesConfig(FeatureKDConfig):
     def check(self, setting: MethodSetting) -> None:
         if self.lambda_features > 0:
             check_map_control(self.map_control, setting)
-        check_standardize(self.standardize, setting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -432,7 +418,6 @@ class EmbeddingConfig(FeatureKDConfig):
     cubed, on each rank."""
 
     def check(self, setting: MethodSetting) -> None:
-        check_standardize(self.standardize, setting)
         trainer = setting.trainer
         for option, records in (("lambda_distance", 2), ("lambda_angle", 3)):
             require(

@@ -5,20 +5,16 @@ Those of a stored field are computed at first use and kept in <store>/artifacts/
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.core.errors import FileError, require
+from permafrost.core.errors import FileError
 from permafrost.store.artifacts import Artifact
 from permafrost.store.codecs import decode_tensor
 from permafrost.store.projections import Projection
 from permafrost.store.reader import TeacherPass
-
-logger = logging.getLogger("permafrost.training")
 
 MOMENT_RECORDS = 2048
 """Number of records whose stored values are read."""
@@ -99,56 +95,44 @@ def stored_moments(teacher: TeacherPass, field: str, split: str) -> tuple[Tensor
         The mean f64 [C] and the covariance f64 [C, C] of the channels that are stored.
 
     Raises:
-        ConfigError: If the pass has no record of the split.
         ManifestError: If a file is missing or damaged.
     """
-    store = teacher.store
     made_from = {
         "pass": [teacher.manifest.fingerprint, teacher.num_generations],
-        "store": store.manifest.fingerprint,
-        "field": field,
-        "split": split,
-        "records": [MOMENT_RECORDS, _MOMENT_SHARDS],
+        "store": teacher.store.manifest.fingerprint,
+        "sample": [field, split, MOMENT_RECORDS, _MOMENT_SHARDS],
     }
-    artifact = Artifact(store.folder, "moments", made_from, "permafrost distill")
+    artifact = Artifact(teacher.store.folder, "moments", made_from, "permafrost distill")
     if not artifact.exists:
         mean, covariance = _measure(teacher, field, split).mean_and_covariance()
         try:
             artifact.save({"mean": mean, "covariance": covariance}, {"field": field}, wait=True)
-        except (FileError, OSError) as error:
-            logger.info("the moments of %s are kept in memory alone: %s", field, error)
+        except (FileError, OSError):  # a store that cannot be written
             return mean, covariance
     tensors = artifact.load()[1]
     return tensors["mean"], tensors["covariance"]
 
 
 def _measure(teacher: TeacherPass, field: str, split: str) -> ChannelMoments:
-    store = teacher.store
     (spec,) = (spec for spec in teacher.manifest.fields if spec.name == field)
-    channels = spec.shape[int(spec.mirrored)]
-    moments = ChannelMoments(channels)
-    numbers = store.shards.splits.get(split, np.empty(0, np.int64))
-    chosen = numbers[_evenly(len(numbers), _MOMENT_SHARDS)].tolist()
-    for number in chosen:
-        shard = store.shards[number]
-        covered = teacher.rows_of(shard)
-        covered = covered[covered >= 0]
-        if not len(covered):
-            continue
+    channels, *grid = spec.shape[int(spec.mirrored) :]
+    moments, table = ChannelMoments(channels), teacher.store.shards
+    shards = [
+        shard
+        for number in table.splits[split].tolist()
+        if teacher.shards.number_of((shard := table[number]).name) >= 0
+    ]
+    chosen = [shards[place] for place in _evenly(len(shards), _MOMENT_SHARDS)]
+    for shard in chosen:
+        rows = teacher.rows_of(shard)
+        covered = rows[rows >= 0]
         at = covered[_evenly(len(covered), -(-MOMENT_RECORDS // len(chosen)))]
-        opened = teacher.open_shard(shard, {field, f"{field}_scale"})
         stored = {
-            name: torch.from_numpy(rows[at, at % teacher.num_views])
-            for name, rows in opened.items()
+            name: torch.from_numpy(values[at, at % teacher.num_views])
+            for name, values in teacher.open_shard(shard, {field, f"{field}_scale"}).items()
         }
         values = decode_tensor(stored[field], stored.get(f"{field}_scale"))
-        moments.add(
-            values.reshape(-1, channels, *(spec.shape[-2:] if values.dim() > 3 else (1, 1)))
-        )
-    require(
-        moments.cells > 0,
-        f"method.standardize needs records of split={split}, but {teacher.name} has none",
-    )
+        moments.add(values.reshape(-1, channels, *(grid or (1, 1))))
     return moments
 
 

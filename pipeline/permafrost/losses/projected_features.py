@@ -89,7 +89,6 @@ class FeaturesLoss(FeatureKDLoss):
             )
             for index, name in self.pairs
         )
-        self.standards = nn.ModuleList(self.standardized(targets, name) for _, name in self.pairs)
 
     def on_train_start(self, records: TrainingRecords) -> None:
         if self.weight > 0:
@@ -98,8 +97,7 @@ class FeaturesLoss(FeatureKDLoss):
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         distance = covered_cosine if self.config.distance == "cosine" else covered_mse
         losses = []
-        parts = zip(self.maps, self.standards, self.pairs, strict=True)
-        for convolution, standard, (index, name) in parts:
+        for convolution, (index, name) in zip(self.maps, self.pairs, strict=True):
             features = to_float32(student.output.stages[index].output)
             teacher, coverage = targets.intermediates[name].detach(), targets.coverage.get(name)
             size = (
@@ -113,7 +111,7 @@ class FeaturesLoss(FeatureKDLoss):
                 inside = coverage_on(targets, name, grid).to(features.dtype)
             # The map is linear, so it is applied to the averages.
             mapped = to_float32(convolution(covered_pool(features, inside, size)))
-            pooled = standard(covered_pool(teacher, coverage, size))
+            pooled = self.standardized(targets, name, covered_pool(teacher, coverage, size))
             losses.append(distance(mapped, pooled, share))
         return torch.stack(losses).mean()
 
@@ -210,7 +208,6 @@ class EmbeddingLoss(FeatureKDLoss):
         if self.weight > 0:
             pooled, teacher = _embeddings(student, targets)
             self.map = nn.Linear(pooled.shape[1], teacher.shape[1])
-            self.standard = self.standardized(targets, "pooled")
 
     def on_train_start(self, records: TrainingRecords) -> None:
         if self.weight > 0:
@@ -229,7 +226,10 @@ class EmbeddingLoss(FeatureKDLoss):
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         pooled, teacher = _embeddings(student, targets)
-        mapped, teacher = to_float32(self.map(pooled)), self.standard(teacher)
+        mapped, teacher = (
+            to_float32(self.map(pooled)),
+            self.standardized(targets, "pooled", teacher),
+        )
         if self.config.distance == "cosine":
             return 1 - F.cosine_similarity(mapped, teacher, dim=1).mean()
         return F.mse_loss(mapped, teacher)

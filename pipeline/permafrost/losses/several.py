@@ -45,10 +45,10 @@ class SeveralLoss(DistillationLoss):
         super().__init__()
         self.config = config
         self.losses = nn.ModuleList(build_loss(term.method) for term in config.terms)
-        self.weights: dict[str, tuple[int, float]] = {}
-        """Number of the term that each metric is part of, counted from 0, and its weight in the sum."""
-        if config.balance == "uncertainty":
-            self.log_variances = nn.Parameter(torch.zeros(len(config.terms)))
+        self.weights: dict[str, float] = {}
+        """Weight in the sum of each metric that is a term."""
+        zeros = torch.zeros(len(config.terms))
+        self.log_variances = nn.Parameter(zeros) if config.balance == "uncertainty" else zeros
 
     def _parts(self) -> Iterator[tuple[TeacherTermOptions, DistillationLoss]]:
         for term, loss in zip(self.config.terms, self.losses, strict=True):
@@ -112,33 +112,29 @@ class SeveralLoss(DistillationLoss):
                 output = student if is_explained else replace(student, maps=None)
                 for part in loss.terms(output, _select_fields(targets, loss), labels):
                     numbered = _numbered(part, number, term.weight)
-                    self.weights[numbered.name] = number - 1, numbered.weight
+                    self.weights[numbered.name] = numbered.weight
                     yield numbered
 
     def combine(self, parts: Sequence[LossTerms], weight: float) -> LossTerms:
         summed, config = super().combine(parts, weight), self.config
         if config.balance == "fixed" and config.drop_teachers == 0:
             return summed
-        sums: dict[int, Tensor] = {}
-        for name, value in summed.terms.items():
-            number, factor = self.weights[name]
-            sums[number] = sums.get(number, 0) + factor * value
-        numbers, losses = list(sums), torch.stack(list(sums.values()))
-        statistics, balanced = dict(summed.statistics), losses
-        if config.balance == "uncertainty":
-            scales = torch.exp(-self.log_variances[numbers])
-            balanced = scales * losses + self.log_variances[numbers]
-            statistics |= _by_number("balance", numbers, scales.detach())
-        if config.drop_teachers > 0:
-            drawn = self.distributed.gather(torch.rand_like(losses))[
-                : len(losses)
-            ]  # the first rank's
-            largest = self.distributed.mean(losses.detach()).argmax()
-            kept = (drawn >= config.drop_teachers).index_fill(0, largest, True).to(losses)
-            balanced = kept * balanced
-            statistics |= _by_number("kept", numbers, kept)
-        total = balanced.sum() + 0 * summed.total  # ranks wait for the gradients of all parameters
-        return replace(summed, total=total, statistics=statistics)
+        of_terms = [int(name.rpartition("_")[2]) - 1 for name in summed.terms]
+        weighted = torch.stack([self.weights[name] * each for name, each in summed.terms.items()])
+        numbers, places = torch.tensor(of_terms, device=weighted.device).unique(return_inverse=True)
+        losses = weighted.new_zeros(len(numbers)).index_add(0, places, weighted)
+        log_variances = self.log_variances.to(losses)[numbers]
+        drawn = self.distributed.gather(torch.rand_like(losses))[: len(losses)]  # the first rank's
+        largest = self.distributed.mean(losses.detach()).argmax()
+        kept = (drawn >= config.drop_teachers).index_fill(0, largest, True).to(losses)
+        balanced = kept * (torch.exp(-log_variances) * losses + log_variances)
+        factors = kept * torch.exp(-log_variances.detach())
+        named = {
+            f"balance_{n + 1}": each for n, each in zip(sorted({*of_terms}), factors, strict=True)
+        }
+        # ranks wait for the gradients of all parameters
+        total = balanced.sum() + 0 * summed.total
+        return replace(summed, total=total, statistics={**summed.statistics, **named})
 
 
 def _select_fields(targets: Targets, loss: DistillationLoss) -> Targets:
@@ -162,11 +158,6 @@ def _select_fields(targets: Targets, loss: DistillationLoss) -> Targets:
     )
     (converted,) = loss.convert_targets((selected,))
     return converted
-
-
-def _by_number(name: str, numbers: Iterable[int], values: Tensor) -> dict[str, Tensor]:
-    """Return a value of each term by the name of its metric, with the term's number from 1."""
-    return {f"{name}_{number + 1}": value for number, value in zip(numbers, values, strict=True)}
 
 
 def _numbered(part: Term, number: int, factor: float) -> Term:

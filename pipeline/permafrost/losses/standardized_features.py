@@ -6,17 +6,14 @@ import logging
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from permafrost.config.methods import Standardization
-from permafrost.core.errors import require
 from permafrost.loading.channel_moments import principal_components, stored_moments
 from permafrost.store.reader import TeacherPass
 
-logger = logging.getLogger("permafrost.training")
-
 _LEAST_VARIANCE = 1e-8
-"""Smallest variance of a channel relative to the mean over channels."""
+"""Smallest divisor of a channel's variance, relative to the mean over channels."""
 
 
 def equalizing_rotation(variances: Tensor) -> Tensor:
@@ -32,19 +29,17 @@ def equalizing_rotation(variances: Tensor) -> Tensor:
     Returns:
         f64 [n, n].
     """
-    diagonal, mean = variances.clone(), variances.mean()
-    rotation = torch.eye(len(variances), dtype=variances.dtype)
-    for _ in range(len(variances) - 1):
-        high, low = int(diagonal.argmax()), int(diagonal.argmin())
-        if not diagonal[low] < mean < diagonal[high]:
-            break
-        share = (mean - diagonal[low]) / (diagonal[high] - diagonal[low])
-        cosine, sine = share.sqrt(), (1 - share).sqrt()
-        turn = torch.stack([torch.stack([cosine, sine]), torch.stack([-sine, cosine])])
-        rotation[[high, low]] = turn @ rotation[[high, low]]
-        diagonal[low] += diagonal[high] - mean
-        diagonal[high] = mean
-    return rotation
+    rows = torch.eye(len(variances), dtype=variances.dtype)
+    diagonal, mean = variances.tolist(), float(variances.mean())
+    while min(diagonal) < mean < max(diagonal):
+        low, high = diagonal.index(min(diagonal)), diagonal.index(max(diagonal))
+        span = diagonal[high] - diagonal[low]
+        c, s = (math.sqrt(abs(mean - diagonal[other]) / span) for other in (low, high))
+        rows[[high, low]] = torch.stack(
+            [c * rows[high] + s * rows[low], c * rows[low] - s * rows[high]]
+        )
+        diagonal[low], diagonal[high] = diagonal[low] + diagonal[high] - mean, mean
+    return rows
 
 
 def standardizing_matrix(covariance: Tensor, kind: Standardization) -> Tensor:
@@ -54,7 +49,7 @@ def standardizing_matrix(covariance: Tensor, kind: Standardization) -> Tensor:
     of its eigenvalues, and H is `equalizing_rotation` (PHI-S, arXiv 2410.01680). All distances are then those of x
     divided by sqrt(phi).
 
-    The covariance is first divided by a power of 4, so features that are multiplied by a power of 2 have the same bits.
+    The covariance is first divided by a power of 4, so that features multiplied by a power of 2 give the same bits.
 
     Args:
         covariance: Covariance of the channels, f64 [C, C].
@@ -63,46 +58,37 @@ def standardizing_matrix(covariance: Tensor, kind: Standardization) -> Tensor:
     Returns:
         f64 [C, C].
     """
-    variances = covariance.diagonal()
-    require(
-        bool(variances.max() > 0),
-        f"method.standardize={kind} divides by the deviation of the teacher's channels, but all of them are constant; "
-        "set it to none",
-    )
-    exponent = math.frexp(float(variances.max()))[1] // 2
-    covariance = covariance * 2.0 ** (-2 * exponent)
-    variances = covariance.diagonal()
+    scale = 2.0 ** (math.frexp(float(covariance.diagonal().max()))[1] // 2)
+    variances = (covariance / scale**2).diagonal()
+    phi = variances.mean().clamp(min=torch.finfo(variances.dtype).tiny)
     if kind == "phi_s":
-        eigenvalues, vectors = principal_components(covariance)
-        matrix = equalizing_rotation(eigenvalues) @ vectors / variances.mean().sqrt()
-    else:
-        least = _LEAST_VARIANCE * variances.mean()
-        if few := int((variances < least).sum()):
-            logger.warning(
-                "%d of %d channels hardly vary; they are divided by a floor", few, len(variances)
-            )
-        matrix = torch.diag(variances.clamp(min=least).rsqrt())
-    return matrix * 2.0**-exponent
+        eigenvalues, vectors = principal_components(covariance / scale**2)
+        return equalizing_rotation(eigenvalues) @ vectors / phi.sqrt() / scale
+    if few := int((variances < _LEAST_VARIANCE * phi).sum()):
+        logging.getLogger("permafrost.training").warning(
+            "method.standardize=channel: %d of %d channels hardly vary and are divided by a floor",
+            few,
+            len(variances),
+        )
+    return torch.diag(variances.clamp(min=_LEAST_VARIANCE * phi).rsqrt()) / scale
 
 
-class StandardizedField(nn.Module):
-    """Affine map of a field of a pass to channels of mean 0 and variance 1; not part of a checkpoint.
+def standardization_of(
+    teacher: TeacherPass, field: str, split: str, kind: Standardization
+) -> tuple[Tensor, Tensor]:
+    """Return the mean f32 [C] and the matrix A f32 [C, C] that standardize a field, A (x - mean).
 
-    It commutes with averages whose weights sum to 1: of covered cells, in warps and in mixtures.
+    The map commutes with averages whose weights sum to 1: of covered cells, in warps and in mixtures.
+
+    Args:
+        teacher: Pass that stores the field, or components of its channels.
+        field: Name of the field.
+        split: Split that students are trained on.
+        kind: Form of the map.
     """
-
-    def __init__(self, teacher: TeacherPass, field: str, split: str, kind: Standardization) -> None:
-        super().__init__()
-        mean, covariance = stored_moments(teacher, field, split)
-        if (projection := teacher.projections.get(field)) is not None:
-            components = torch.from_numpy(projection.components).double()
-            mean = torch.from_numpy(projection.mean) + components.T @ mean
-            covariance = components.T @ covariance @ components
-        self.register_buffer("mean", mean.float(), persistent=False)
-        matrix = standardizing_matrix(covariance, kind).float()
-        self.register_buffer("matrix", matrix, persistent=False)
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Return A (x - mean) of values [B, C, ...]."""
-        mean, matrix = (self.get_buffer(name).to(values) for name in ("mean", "matrix"))
-        return ((values.movedim(1, -1) - mean) @ matrix.T).movedim(-1, 1)
+    mean, covariance = stored_moments(teacher, field, split)
+    if (projection := teacher.projections.get(field)) is not None:
+        components = torch.from_numpy(projection.components).double()
+        mean = torch.from_numpy(projection.mean) + components.T @ mean
+        covariance = components.T @ covariance @ components
+    return mean.float(), standardizing_matrix(covariance, kind).float()
