@@ -80,14 +80,14 @@ class ChannelMoments:
         return float((components @ moments * components).sum() / moments.diagonal().sum())
 
 
-def stored_moments(teacher: TeacherPass, field: str, split: str) -> tuple[Tensor, Tensor]:
+def stored_moments(teacher: object, field: str, split: str) -> tuple[Tensor, Tensor]:
     """Return the mean and the covariance of a stored field of a pass over positions, views and flips.
 
     They are of a fixed sample of the split: about 2,048 records at equal distances of at most 64 shards, one stored
     view of each. A store that cannot be written keeps none, and they are computed again by each student.
 
     Args:
-        teacher: Pass that stores the field.
+        teacher: TeacherPass that stores the field; losses do not know its class.
         field: Name of the field, features_<stage> or pooled.
         split: Split that students are trained on.
 
@@ -97,6 +97,7 @@ def stored_moments(teacher: TeacherPass, field: str, split: str) -> tuple[Tensor
     Raises:
         ManifestError: If a file is missing or damaged.
     """
+    assert isinstance(teacher, TeacherPass)
     made_from = {
         "pass": [teacher.manifest.fingerprint, teacher.num_generations],
         "store": teacher.store.manifest.fingerprint,

@@ -38,7 +38,6 @@ from permafrost.models.classifier import (
     stage_number,
     to_float32,
 )
-from permafrost.store.reader import TeacherPass
 
 
 class FeatureKDLoss(DistillationLoss):
@@ -84,7 +83,6 @@ class FeatureKDLoss(DistillationLoss):
             return values
         if field not in self.standards:
             (teacher,) = (each for each in self.passes if each.name == targets.teacher)
-            assert isinstance(teacher, TeacherPass)
             self.standards[field] = standardization_of(
                 teacher, field, self.split, self.standardization
             )

@@ -119,19 +119,18 @@ class SeveralLoss(DistillationLoss):
         summed, config = super().combine(parts, weight), self.config
         if config.balance == "fixed" and config.drop_teachers == 0:
             return summed
-        of_terms = [int(name.rpartition("_")[2]) - 1 for name in summed.terms]
-        weighted = torch.stack([self.weights[name] * each for name, each in summed.terms.items()])
-        numbers, places = torch.tensor(of_terms, device=weighted.device).unique(return_inverse=True)
-        losses = weighted.new_zeros(len(numbers)).index_add(0, places, weighted)
-        log_variances = self.log_variances.to(losses)[numbers]
+        sums: dict[int, Tensor] = {}
+        for name, value in summed.terms.items():
+            number = int(name.rpartition("_")[2])
+            sums[number] = sums.get(number, 0) + self.weights[name] * value
+        losses = torch.stack(list(sums.values()))
+        log_variances = self.log_variances.to(losses)[[number - 1 for number in sums]]
         drawn = self.distributed.gather(torch.rand_like(losses))[: len(losses)]  # the first rank's
         largest = self.distributed.mean(losses.detach()).argmax()
         kept = (drawn >= config.drop_teachers).index_fill(0, largest, True).to(losses)
         balanced = kept * (torch.exp(-log_variances) * losses + log_variances)
         factors = kept * torch.exp(-log_variances.detach())
-        named = {
-            f"balance_{n + 1}": each for n, each in zip(sorted({*of_terms}), factors, strict=True)
-        }
+        named = {f"balance_{n}": each for n, each in zip(sums, factors, strict=True)}
         # ranks wait for the gradients of all parameters
         total = balanced.sum() + 0 * summed.total
         return replace(summed, total=total, statistics={**summed.statistics, **named})

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from permafrost.config.methods import Standardization
 from permafrost.loading.channel_moments import principal_components, stored_moments
-from permafrost.store.reader import TeacherPass
+from permafrost.losses.base import StoredTeacher
 
 _LEAST_VARIANCE = 1e-8
 """Smallest divisor of a channel's variance, relative to the mean over channels."""
@@ -74,7 +74,7 @@ def standardizing_matrix(covariance: Tensor, kind: Standardization) -> Tensor:
 
 
 def standardization_of(
-    teacher: TeacherPass, field: str, split: str, kind: Standardization
+    teacher: StoredTeacher, field: str, split: str, kind: Standardization
 ) -> tuple[Tensor, Tensor]:
     """Return the mean f32 [C] and the matrix A f32 [C, C] that standardize a field, A (x - mean).
 
