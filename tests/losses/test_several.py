@@ -362,7 +362,175 @@ def test_the_largest_term_is_never_dropped_and_others_with_the_probability():
     assert balanced(a, b)[1].total.item() == 8.0
 
 
-def test_a_balanced_student_resumes_to_the_same_weights(store):
+def test_a_balanced_student_resumes_to_the_same_weights(store, monkeypatch):
+    method = replace(BOTH, balance="uncertainty", drop_teachers=0.5)
+    trainer = replace(TRAINER, checkpoint_every_epochs=1)
+    distill.run(distill_config(store, method=method, trainer=trainer, run="whole"))
+    stop = iter([None, KeyboardInterrupt()])
+
+    def interrupt(*args):
+        if (error := next(stop, None)) is not None:
+            raise error
+
+    monkeypatch.setattr("permafrost.training.loop.upload_mirror", interrupt)
+    config = distill_config(store, method=method, trainer=trainer)
+    with pytest.raises(KeyboardInterrupt):
+        distill.run(config)
+
+    distill.run(config)
+
+    assert_equal_states(weights_of("whole"), weights_of("halted"))
+
+
+@pytest.mark.slow
+def test_replayed_views_of_both_teachers_are_the_same(tmp_path):
+    views = {"views": RandomViewsConfig(count=2), "augment": FLIPS}
+    replayed = store_with_passes(tmp_path / "store", **views)
+
+    distill.run(
+        distill_config(replayed, method=BOTH, mode="replay", views=RandomViewsConfig(count=2))
+    )
+
+    losses = [line["total"] for line in read_metrics(RUNS / "one" / "distill")]
+    assert losses[-1] < losses[0]
+    described = SavedNetwork(RUNS / "one" / "distill").describe().teachers
+    assert {name.split("-")[0] for name in described} == {"trunk", "classifier"}
+
+
+# ---- options ---------------------------------------------------------------------------------------
+
+
+def test_a_term_is_written_as_a_mapping_or_as_the_name_of_its_method():
+    values = {
+        "kind": "several",
+        "terms": [
+            {"teacher": "dino", "method": {"kind": "features", "stages": [1]}, "weight": 2},
+            {"teacher": "resnet", "method": "kd"},
+        ],
+    }
+
+    built = build_config(SeveralConfig, values, "method")
+
+    first, second = term("dino", FeaturesConfig(stages=(1,)), 2.0), term("resnet", KDConfig())
+    assert built == several(first, second)
+    assert build_config(SeveralConfig, to_plain_dict(built), "method") == built
+    assert json.loads(json.dumps(to_plain_dict(built))) == to_plain_dict(built)
+
+
+@needs_papers
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ([{"method": "kd"}], r"option method\.terms\[0\]\.teacher is missing"),
+        ([{"teacher": "a", "method": "nothing"}], r"method\.terms\[0\]\.method=nothing is not"),
+        (
+            [{"teacher": "a", "method": {"kind": "kd", "tua": 1}}],
+            r"unknown option method\.terms\[0\]\.method\.tua",
+        ),
+        ([{"teacher": "a", "method": "crd"}], r"method\.terms\[0\]\.method=crd cannot be a term"),
+        ([{"teacher": "a", "method": "several"}], r"method\.terms\[0\]\.method=several cannot be"),
+        ([{"teacher": "a", "method": "kd", "weight": 0}], r"terms\[0\]\.weight must be > 0"),
+        (
+            [{"teacher": "a", "method": {"kind": "e2kd", "map_control": "shuffled"}}],
+            r"map_control is a negative control of a single method",
+        ),
+    ],
+)
+def test_terms_that_make_no_sense_are_refused_by_their_place(terms, message):
+    with pytest.raises(ConfigError, match=message):
+        build_config(SeveralConfig, {"kind": "several", "terms": terms}, "method")
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "message"),
+    [
+        (several(), ConfigError, r"method\.terms=\[\] compares nothing"),
+        (
+            several(term("dino", KDConfig())),
+            StoreMismatchError,
+            r"teacher=dino is not one pass of .*choose among: classifier-\w+, trunk-\w+$",
+        ),
+        (
+            several(term("trunk", KDConfig())),
+            StoreMismatchError,
+            r"holds no logits, but a term method=kd needs them",
+        ),
+        (
+            several(term("trunk", E2KDConfig())),
+            StoreMismatchError,
+            r"holds no maps, but a term method=e2kd needs them",
+        ),
+        (
+            several(term("classifier", ReviewKDConfig()), term("trunk", FEATURES)),
+            StoreMismatchError,
+            r"no output features, but a term method=review_kd .*name its pass with method\.terms$",
+        ),
+        (
+            several(term("classifier", E2KDConfig()), term("classifier", E2KDConfig(tau=2.0))),
+            ConfigError,
+            r"has 2 terms that compare the maps of classifier-\w+; leave one",
+        ),
+    ],
+)
+def test_passes_that_lack_what_a_term_reads_are_refused_in_one_line(store, method, error, message):
+    with pytest.raises(error, match=message) as raised:
+        distill.run(distill_config(store, method=method))
+
+    assert "\n" not in str(raised.value)
+
+
+def test_a_live_teacher_and_named_passes_are_refused(store):
+    with pytest.raises(ConfigError, match="mode=live has one teacher and no pass; set mode=frozen"):
+        distill_config(store, method=BOTH, mode="live", teacher=CLASSIFIER)
+    named = StoreOptions(path=str(store.store.path), teacher=("trunk",))
+    with pytest.raises(ConfigError, match=r"passes that its terms name \(trunk, classifier\)"):
+        distill_config(store, method=BOTH, store=named)
+    assert isinstance(distill_config(store, method=BOTH).teacher, NoModelConfig)
+    assert not LabelsConfig.is_term
+    assert ATConfig.is_term
+
+
+def balanced(a, b, state=(0.0, 0.0), weight=1.0, **options):
+    """Return the method and its total for two terms of values a and b."""
+    loss = build_loss(
+        SeveralConfig(terms=(term("a", KDConfig(), weight), term("b", KDConfig())), **options)
+    )
+    loss.weights = {"kd_1": weight, "kd_2": 1.0}
+    if loss.config.balance == "uncertainty":
+        loss.load_state_dict({"log_variances": torch.tensor(state)}, strict=False)
+    parts = [
+        LossTerms(total=w * v, terms={name: v})
+        for w, v, name in ((weight, a, "kd_1"), (1.0, b, "kd_2"))
+    ]
+    return loss, loss.combine(parts, 1.0)
+
+
+def test_the_best_log_variance_is_the_logarithm_of_the_weighted_loss():
+    a, b = torch.tensor(8.0), torch.tensor(0.25)
+    state = (math.log(16.0), math.log(0.25))
+
+    loss, best = balanced(a, b, state, 2.0, balance="uncertainty")
+    best.total.backward()
+    _, start = balanced(a, b, (0.0, 0.0), 2.0, balance="uncertainty")
+
+    torch.testing.assert_close(loss.log_variances.grad, torch.zeros(2))
+    assert best.total.item() == pytest.approx(2 + sum(state))
+    assert start.total.item() == pytest.approx(16.25)
+    assert best.statistics["balance_1"].item() == pytest.approx(1 / 16)
+
+
+def test_the_largest_term_is_never_dropped_and_others_with_the_probability():
+    a, b = torch.tensor(3.0, requires_grad=True), torch.tensor(5.0, requires_grad=True)
+    torch.manual_seed(0)
+
+    totals = [balanced(a, b, drop_teachers=0.25)[1].total.item() for _ in range(400)]
+
+    assert {*totals} == {5.0, 8.0}
+    assert 60 < totals.count(5.0) < 140
+    assert balanced(a, b)[1].total.item() == 8.0
+
+
+def test_a_balanced_student_resumes_to_the_same_weights(store, monkeypatch):
     method = replace(BOTH, balance="uncertainty", drop_teachers=0.5)
     trainer = replace(TRAINER, checkpoint_every_epochs=1)
     distill.run(distill_config(store, method=method, trainer=trainer, run="whole"))

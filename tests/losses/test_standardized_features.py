@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -119,7 +120,9 @@ def test_moments_are_those_of_the_stored_values_and_are_computed_once(store, fie
 def test_a_store_that_cannot_be_written_keeps_nothing(store, monkeypatch):
     teacher = store.store.open_pass(store.store.pass_folders()[0].name)
     expected = stored_moments(teacher, "pooled", "test_swapped")
-    refused = SimpleNamespace(exists=False, save=lambda *args, **options: open("/dev/null/x"))
+    refused = SimpleNamespace(
+        exists=False, save=lambda *args, **options: Path("/dev/null/x").mkdir()
+    )
     monkeypatch.setattr(channel_moments, "Artifact", lambda *args: refused)
 
     assert torch.equal(stored_moments(teacher, "pooled", "test_swapped")[1], expected[1])
