@@ -246,11 +246,12 @@ def test_restored_features_are_moved_alike(projected):
 @pytest.mark.parametrize(
     ("method", "channels"),
     [
-        slow(FeaturesConfig(stages=(-1,)), None),
+        slow(FeaturesConfig(stages=(-1,)), 3),
+        (FeaturesConfig(stages=(-1,), standardize="phi_s"), 16),
         (ReviewKDConfig(), (4, 8, 16)),
         slow(FTConfig(lambda_ft=1.0), 16),
     ],
-    ids=["features", "review_kd", "ft"],
+    ids=["features", "standardized", "review_kd", "ft"],
 )
 def test_students_learn_from_components_or_from_restored_channels(projected, method, channels):
     config = with_named_passes(
@@ -262,8 +263,8 @@ def test_students_learn_from_components_or_from_restored_channels(projected, met
 
     losses = [line["total"] for line in read_metrics(RUNS / "one" / "distill")]
     assert losses[-1] < losses[0]
-    if channels is None:
-        assert loss.maps[0].out_channels == 3
+    if isinstance(method, FeaturesConfig):
+        assert loss.maps[0].out_channels == channels
     elif isinstance(channels, int):
         assert loss.reconstruction[-2].out_channels == channels
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from permafrost.config.models import CifarModelConfig, NoModelConfig
 from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
-from permafrost.losses.base import build_loss
+from permafrost.losses.base import LossTerms, build_loss
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import PassRecords
 from permafrost.runs.mirrors import RUNS
@@ -319,3 +320,64 @@ def test_a_live_teacher_and_named_passes_are_refused(store):
     assert isinstance(distill_config(store, method=BOTH).teacher, NoModelConfig)
     assert not LabelsConfig.is_term
     assert ATConfig.is_term
+
+
+def balanced(a, b, state=(0.0, 0.0), weight=1.0, **options):
+    """Return the method and its total for two terms of values a and b."""
+    loss = build_loss(
+        SeveralConfig(terms=(term("a", KDConfig(), weight), term("b", KDConfig())), **options)
+    )
+    loss.weights = {"kd_1": weight, "kd_2": 1.0}
+    if loss.config.balance == "uncertainty":
+        loss.load_state_dict({"log_variances": torch.tensor(state)}, strict=False)
+    parts = [
+        LossTerms(total=w * v, terms={name: v})
+        for w, v, name in ((weight, a, "kd_1"), (1.0, b, "kd_2"))
+    ]
+    return loss, loss.combine(parts, 1.0)
+
+
+def test_the_best_log_variance_is_the_logarithm_of_the_weighted_loss():
+    a, b = torch.tensor(8.0), torch.tensor(0.25)
+    state = (math.log(16.0), math.log(0.25))
+
+    loss, best = balanced(a, b, state, 2.0, balance="uncertainty")
+    best.total.backward()
+    _, start = balanced(a, b, (0.0, 0.0), 2.0, balance="uncertainty")
+
+    torch.testing.assert_close(loss.log_variances.grad, torch.zeros(2))
+    assert best.total.item() == pytest.approx(2 + sum(state))
+    assert start.total.item() == pytest.approx(16.25)
+    assert best.statistics["balance_1"].item() == pytest.approx(1 / 16)
+
+
+def test_the_largest_term_is_never_dropped_and_others_with_the_probability():
+    a, b = torch.tensor(3.0, requires_grad=True), torch.tensor(5.0, requires_grad=True)
+    torch.manual_seed(0)
+
+    totals = [balanced(a, b, drop_teachers=0.25)[1].total.item() for _ in range(400)]
+
+    assert {*totals} == {5.0, 8.0}
+    assert 60 < totals.count(5.0) < 140
+    assert balanced(a, b)[1].total.item() == 8.0
+
+
+def test_a_balanced_student_resumes_to_the_same_weights(store, monkeypatch):
+    method = replace(BOTH, balance="uncertainty", drop_teachers=0.5)
+    trainer = replace(TRAINER, checkpoint_every_epochs=1)
+    distill.run(distill_config(store, method=method, trainer=trainer, run="whole"))
+    stop = iter([None, KeyboardInterrupt()])
+
+    def interrupt(*args):
+        if (error := next(stop, None)) is not None:
+            raise error
+
+    monkeypatch.setattr("permafrost.training.loop.upload_mirror", interrupt)
+    config = distill_config(store, method=method, trainer=trainer)
+    with pytest.raises(KeyboardInterrupt):
+        distill.run(config)
+
+    distill.run(config)
+
+    assert_equal_states(weights_of("whole"), weights_of("one"))
+    assert {"balance_1", "balance_3"} <= set(list(read_metrics(RUNS / "one" / "distill"))[-1])

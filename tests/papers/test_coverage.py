@@ -30,6 +30,7 @@ NOT_OF_A_PAPER = {
     *("kind", "label_smoothing", "distance", "teacher_stages", "terms"),
     *("lambda_features", "lambda_embedding", "lambda_distance", "lambda_angle"),
     *("lambda_target", "lambda_others", "map_distance", "explainer"),
+    *("standardize", "balance", "drop_teachers"),
 }
 OPTIONS = [option for row in ROWS for option in re.findall(r"`([^`]+)`", row[1])]
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from permafrost.annotation.outputs import BatchInfo, EncodedFields, FeaturesOutput
 from permafrost.annotation.samples import Sample, SampleTask, measure_sample, select_sample
@@ -19,9 +17,10 @@ from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.store import PROJECTION_RECORDS, PassOptions
 from permafrost.core.errors import require
 from permafrost.core.tasks import Executor
+from permafrost.loading.channel_moments import ChannelMoments
 from permafrost.models.classifier import Classifier, ModelOutput
 from permafrost.storage.rooted_paths import RootedPath
-from permafrost.store.projections import Projection, read_projections, write_projection
+from permafrost.store.projections import read_projections, write_projection
 from permafrost.store.shards import ShardEntry
 
 
@@ -49,47 +48,6 @@ def fit_projections(
         "split that students are trained on",
     )
     return measure_sample(executor, task, sample, shards)
-
-
-class ChannelMoments:
-    """Sums over the cells of one stage, for the mean and covariance of its channels."""
-
-    def __init__(self, channels: int) -> None:
-        self.cells = 0
-        self.sums = torch.zeros(channels, dtype=torch.float64)
-        self.products = torch.zeros(channels, channels, dtype=torch.float64)
-
-    def add(self, features: Tensor) -> None:
-        """Add features [n, C, h, w]."""
-        values = features.detach().transpose(0, 1).flatten(1).double()
-        self.cells += values.shape[1]
-        self.sums += values.sum(dim=1).cpu()
-        self.products += (values @ values.T).cpu()
-
-    def fit(self, components: int) -> Projection:
-        """Return the projection on the components of the largest variances, each with its largest entry positive."""
-        mean = self.sums / self.cells
-        covariance = self.products / self.cells - torch.outer(mean, mean)
-        variances, vectors = torch.linalg.eigh(covariance)
-        variances, vectors = variances.flip(0)[:components], vectors.T.flip(0)[:components]
-        largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
-        vectors = vectors * largest.sign()
-        return Projection(
-            mean=mean.numpy().astype(np.float32),
-            components=vectors.numpy().astype(np.float32),
-            variances=variances.clamp(min=0).numpy().astype(np.float32),
-            total=float(covariance.diagonal().sum()),
-        )
-
-    def kept_share(self, projection: Projection) -> float:
-        """Return the fraction of the variance about the projection's mean that is along its components."""
-        center = self.sums / self.cells
-        shift = center - torch.from_numpy(projection.mean).double()
-        moments = (
-            self.products / self.cells - torch.outer(center, center) + torch.outer(shift, shift)
-        )
-        components = torch.from_numpy(projection.components).double()
-        return float((components @ moments * components).sum() / moments.diagonal().sum())
 
 
 class _MomentsOutput(FeaturesOutput):

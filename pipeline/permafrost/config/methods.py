@@ -21,6 +21,8 @@ Mode = Literal["frozen", "replay", "live"]
 """Origin of the targets of a student: stored ones of the whole image or of views, or a teacher in every step."""
 MapControl = Literal["none", "shuffled", "unaugmented"]
 """Negative controls of maps and features: none, those of another record, or those without the warp of the view."""
+Standardization = Literal["none", "channel", "phi_s"]
+"""Affine maps of a teacher's values to channels of mean 0 and variance 1."""
 
 
 def check_label_loss(loss: str, label_smoothing: float) -> None:
@@ -356,7 +358,11 @@ class FeaturesConfig(FeatureKDConfig):
     deepest one of the pass; empty takes the same numbers."""
     distance: Literal["cosine", "mse"] = "cosine"
     """Distance of two features. cosine: 1 - cosine over the channels, mean over positions. mse: mean squared
-    difference over channels and positions, in the teacher's units."""
+    difference over channels and positions, in the teacher's units, or those of standardize."""
+    standardize: Annotated[Standardization, Role.IF_SET] = "none"
+    """Affine map of the teacher's features before the comparison, from the statistics of its stored values. channel:
+    each channel gets mean 0 and variance 1. phi_s: the same after a rotation, with one factor for all channels (PHI-S,
+    arXiv 2410.01680), so that all distances keep their ratios. For teachers of different scales in method=several."""
     map_control: MapControl = "none"
     """Negative control: the features of another record of the batch (shuffled), or those of the canonical view
     without the view's warp (unaugmented; with mode=replay, those of the record's first stored view)."""
@@ -399,7 +405,12 @@ class EmbeddingConfig(FeatureKDConfig):
     lambda_embedding: Annotated[float, Ge(0)] = 1.0
     """Weight of the distance from the teacher's embedding; 0 disables it, and no map is trained."""
     distance: Literal["cosine", "mse"] = "cosine"
-    """Distance of two embeddings. cosine: 1 - cosine. mse: mean squared difference, in the teacher's units."""
+    """Distance of two embeddings. cosine: 1 - cosine. mse: mean squared difference, in the teacher's units, or
+    those of standardize."""
+    standardize: Annotated[Standardization, Role.IF_SET] = "none"
+    """Affine map of the teacher's embedding before the comparison, from the statistics of its stored values. channel:
+    each channel gets mean 0 and variance 1. phi_s: the same after a rotation, with one factor for all channels (PHI-S,
+    arXiv 2410.01680), so that all distances keep their ratios. For teachers of different scales in method=several."""
     lambda_distance: Annotated[float, Ge(0)] = 0.0
     """Weight of RKD's distances between the records of a batch, relative to their mean (25 in the paper)."""
     lambda_angle: Annotated[float, Ge(0)] = 0.0
@@ -459,6 +470,12 @@ class SeveralConfig(MethodConfig):
     kind: Literal["several"] = "several"
     terms: tuple[TeacherTermOptions, ...] = ()
     """Terms of the loss."""
+    balance: Annotated[Literal["fixed", "uncertainty"], Role.IF_SET] = "fixed"
+    """Further factors of the terms. fixed: none. uncertainty: exp(-s) for each term, where s is trained with the
+    student and adds s to the loss (Kendall et al. 2018, arXiv 1705.07115)."""
+    drop_teachers: Annotated[float, Ge(0), Lt(1), Role.IF_SET] = 0.0
+    """Probability with which a step leaves out a term, drawn for each but the term of the largest weighted loss. UNIC
+    (arXiv 2408.05088) draws for each image, and this for each batch; 0 leaves out none."""
 
     @property
     def pass_names(self) -> tuple[str, ...]:

@@ -334,6 +334,10 @@ class DistillationLoss(nn.Module, LossCallbacks):
             weighted.append(0 * student.logits.sum())
         return LossTerms(total=torch.stack(weighted).sum(), terms=terms, statistics=statistics)
 
+    def combine(self, parts: Sequence[LossTerms], weight: float) -> LossTerms:
+        """Combine the losses of a step's teachers, as `weighted_sum` does unless a loss balances them."""
+        return weighted_sum(parts, weight)
+
 
 # ---- build -----------------------------------------------------------------------------------------
 

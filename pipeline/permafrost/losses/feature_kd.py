@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.config.distillation import DistillConfig
-from permafrost.config.methods import ATConfig, CatKDConfig, FeatureKDConfig
+from permafrost.config.methods import ATConfig, CatKDConfig, FeatureKDConfig, Standardization
 from permafrost.core.batches import AnyLabels, AnyLogits, Targets, require_logits
 from permafrost.core.errors import require
 from permafrost.core.records import FEATURES
@@ -29,6 +29,7 @@ from permafrost.losses.logit_distances import kd_loss
 from permafrost.losses.map_distances import unit_scale
 from permafrost.losses.restored_features import RestoredFeatures
 from permafrost.losses.shapes import require_same_shape
+from permafrost.losses.standardized_features import standardization_of
 from permafrost.models.classifier import (
     POOLED_STAGE,
     Intermediates,
@@ -57,15 +58,36 @@ class FeatureKDLoss(DistillationLoss):
         super().__init__()
         self.config = config
         self.restored: RestoredFeatures | None = None
+        self.standardization: Standardization = getattr(config, "standardize", "none")
+        self.standards: dict[str, tuple[Tensor, Tensor]] = {}
+        """Mean and matrix of each field, computed at first use."""
 
     def plan(
         self, config: DistillConfig, passes: Sequence[StoredTeacher], num_classes: int
     ) -> None:
-        if self.restores_features and self.weight > 0:
+        self.passes, self.split = passes, config.split
+        require(
+            self.standardization == "none" or len(passes) > 0,
+            f"method.standardize={self.standardization} is computed from the stored values of a pass, and mode=live "
+            "has none; set mode=frozen, or method.standardize=none",
+        )
+        if self.weight > 0 and (self.restores_features or self.standardization != "none"):
             self.restored = RestoredFeatures(passes)
 
     def convert_targets(self, targets: tuple[Targets, ...]) -> tuple[Targets, ...]:
         return targets if self.restored is None else tuple(map(self.restored, targets))
+
+    def standardized(self, targets: Targets, field: str, values: Tensor) -> Tensor:
+        """Return values [B, C, ...] of a teacher's field as method.standardize has them."""
+        if self.standardization == "none":
+            return values
+        if field not in self.standards:
+            (teacher,) = (each for each in self.passes if each.name == targets.teacher)
+            self.standards[field] = standardization_of(
+                teacher, field, self.split, self.standardization
+            )
+        mean, matrix = (each.to(values) for each in self.standards[field])
+        return ((values.movedim(1, -1) - mean) @ matrix.T).movedim(-1, 1)
 
     @property
     def weight(self) -> float:

@@ -111,7 +111,8 @@ class FeaturesLoss(FeatureKDLoss):
                 inside = coverage_on(targets, name, grid).to(features.dtype)
             # The map is linear, so it is applied to the averages.
             mapped = to_float32(convolution(covered_pool(features, inside, size)))
-            losses.append(distance(mapped, covered_pool(teacher, coverage, size), share))
+            pooled = self.standardized(targets, name, covered_pool(teacher, coverage, size))
+            losses.append(distance(mapped, pooled, share))
         return torch.stack(losses).mean()
 
 
@@ -225,7 +226,10 @@ class EmbeddingLoss(FeatureKDLoss):
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         pooled, teacher = _embeddings(student, targets)
-        mapped = to_float32(self.map(pooled))
+        mapped, teacher = (
+            to_float32(self.map(pooled)),
+            self.standardized(targets, "pooled", teacher),
+        )
         if self.config.distance == "cosine":
             return 1 - F.cosine_similarity(mapped, teacher, dim=1).mean()
         return F.mse_loss(mapped, teacher)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from permafrost.config.distillation import DistillConfig
@@ -18,6 +19,7 @@ from permafrost.core.batches import AnyLabels, Targets
 from permafrost.core.errors import require
 from permafrost.losses.base import (
     DistillationLoss,
+    LossTerms,
     Needs,
     StoredTeacher,
     StudentOutput,
@@ -29,12 +31,24 @@ from permafrost.models.classifier import Intermediates
 
 
 class SeveralLoss(DistillationLoss):
-    """Loss sum over terms of weight * the term's loss. The metrics of term n have the suffix _n, counted from 1."""
+    """Loss sum over terms n of weight_n L_n. The metrics of term n have the suffix _n, counted from 1.
+
+    method.balance=uncertainty minimizes sum_n exp(-s_n) weight_n L_n + s_n, where s_n starts at 0 and is trained with
+    the student. This is twice the sum of L_n / (2 sigma_n^2) + log sigma_n for s_n = log sigma_n^2 (Kendall et al.
+    2018, equation 7, for regression), so that it starts as the fixed sum. The best s_n is log(weight_n L_n).
+
+    method.drop_teachers=p leaves each term out of a step with probability p, except the term of the largest weight_n
+    L_n. All ranks leave out the same terms. Parameters that no other term reaches have a gradient of 0 then.
+    """
 
     def __init__(self, config: SeveralConfig) -> None:
         super().__init__()
         self.config = config
         self.losses = nn.ModuleList(build_loss(term.method) for term in config.terms)
+        self.weights: dict[str, float] = {}
+        """Weight in the sum of each metric that is a term."""
+        zeros = torch.zeros(len(config.terms))
+        self.log_variances = nn.Parameter(zeros) if config.balance == "uncertainty" else zeros
 
     def _parts(self) -> Iterator[tuple[TeacherTermOptions, DistillationLoss]]:
         for term, loss in zip(self.config.terms, self.losses, strict=True):
@@ -96,10 +110,30 @@ class SeveralLoss(DistillationLoss):
                 loss.distributed = self.distributed  # the training sets it after this loss is built
                 is_explained = loss.needs.maps_every is not None
                 output = student if is_explained else replace(student, maps=None)
-                yield from (
-                    _numbered(part, number, term.weight)
-                    for part in loss.terms(output, _select_fields(targets, loss), labels)
-                )
+                for part in loss.terms(output, _select_fields(targets, loss), labels):
+                    numbered = _numbered(part, number, term.weight)
+                    self.weights[numbered.name] = numbered.weight
+                    yield numbered
+
+    def combine(self, parts: Sequence[LossTerms], weight: float) -> LossTerms:
+        summed, config = super().combine(parts, weight), self.config
+        if config.balance == "fixed" and config.drop_teachers == 0:
+            return summed
+        sums: dict[int, Tensor] = {}
+        for name, value in summed.terms.items():
+            number = int(name.rpartition("_")[2])
+            sums[number] = sums.get(number, 0) + self.weights[name] * value
+        losses = torch.stack(list(sums.values()))
+        log_variances = self.log_variances.to(losses)[[number - 1 for number in sums]]
+        drawn = self.distributed.gather(torch.rand_like(losses))[: len(losses)]  # the first rank's
+        largest = self.distributed.mean(losses.detach()).argmax()
+        kept = (drawn >= config.drop_teachers).index_fill(0, largest, True).to(losses)
+        balanced = kept * (torch.exp(-log_variances) * losses + log_variances)
+        factors = kept * torch.exp(-log_variances.detach())
+        named = {f"balance_{n}": each for n, each in zip(sums, factors, strict=True)}
+        # ranks wait for the gradients of all parameters
+        total = balanced.sum() + 0 * summed.total
+        return replace(summed, total=total, statistics={**summed.statistics, **named})
 
 
 def _select_fields(targets: Targets, loss: DistillationLoss) -> Targets:

@@ -18,7 +18,7 @@ from permafrost.core.errors import require
 from permafrost.core.records import NO_LABEL
 from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.loading.mixtures import mix_targets
-from permafrost.losses.base import LossTerms, Needs, StepInputs, StudentOutput, weighted_sum
+from permafrost.losses.base import LossTerms, Needs, StepInputs, StudentOutput
 from permafrost.models.classifier import ModelOutput
 from permafrost.models.compute import float32_products
 from permafrost.training.state import Training
@@ -89,7 +89,7 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
         ]
     # 4. The loss with each teacher.
     terms = [training.loss(output, targets, inputs.labels) for output, targets in pairs]
-    total = weighted_sum(terms, 1.0 if training.sums_teachers else 1 / len(terms))
+    total = training.loss.combine(terms, 1.0 if training.sums_teachers else 1 / len(terms))
     accuracy = _training_accuracy(training, student.output, inputs)
     return replace(total, statistics=total.statistics | accuracy)
 
