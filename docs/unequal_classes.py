@@ -17,9 +17,7 @@ LARGEST, SMALLEST, CLASSES = 200, 10, 10
 
 def main(source: str, target: str) -> None:
     """Write <target>/train/<class>/<key>.jpg and <target>/test/<class>/<key>.jpg."""
-    sizes = [
-        round(LARGEST * (SMALLEST / LARGEST) ** (c / (CLASSES - 1))) for c in range(CLASSES)
-    ]
+    sizes = [round(LARGEST * (SMALLEST / LARGEST) ** (c / (CLASSES - 1))) for c in range(CLASSES)]
     names = (Path(source) / "classes.txt").read_text().split()
     written: Counter[tuple[str, int]] = Counter()
     for path in sorted(Path(source).glob("*-000000.tar")):

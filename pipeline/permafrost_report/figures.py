@@ -28,7 +28,7 @@ _STYLE = {
     "axes.titlesize": 10.0,
 }
 _TERMS = ("total", "kd", "map", "ce", "bce")
-"""Terms of a loss that are plotted."""
+"""Terms of a loss that are plotted, next to those of method=several, whose names end with their numbers."""
 _MAX_POINTS = 300
 """Largest number of points of a curve; of a longer one, evenly spaced points are drawn."""
 _MAX_NAME = 40
@@ -81,7 +81,8 @@ def training_curves(
     logged = {
         name for students in lines.values() for run in students for line in run for name in line
     }
-    return [_loss_curve(lines, name, colors) for name in _TERMS if name in logged]
+    of_several = sorted(name for name in logged if name.rpartition("_")[2].isdigit())
+    return [_loss_curve(lines, name, colors) for name in (*_TERMS, *of_several) if name in logged]
 
 
 @styled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +15,13 @@ from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError
 from permafrost.loading import channel_moments
 from permafrost.loading.channel_moments import stored_moments
+from permafrost.losses import standardized_features
+from permafrost.losses.restored_features import RestoredFeatures
 from permafrost.losses.standardized_features import equalizing_rotation, standardizing_matrix
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
-from tests.support.runs import distill_config
+from tests.support.runs import distill_config, weights_of
 from tests.support.stores import Frozen, precompute_config
 from tests.support.tensors import gaussian
 from tests.support.verbs import distill, precompute
@@ -67,16 +70,29 @@ def test_channels_have_variance_1_and_phi_s_keeps_the_ratio_of_distances(kind):
     assert is_phi == (kind == "phi_s")
 
 
+@pytest.mark.parametrize("config", [FeaturesConfig, EmbeddingConfig])
 @pytest.mark.parametrize("kind", ["channel", "phi_s"])
-def test_the_scale_of_a_teacher_changes_no_bit_if_it_is_a_power_of_2(kind):
-    values, covariance = covariance_of(6)
+def test_a_student_does_not_depend_on_the_scale_of_its_teacher(store, monkeypatch, config, kind):
+    """It is the same to the bit for a power of 2, and for other factors up to rounding."""
 
-    one, many, other = (
-        (factor * values).float() @ standardizing_matrix(factor**2 * covariance, kind).float().T
-        for factor in (1, 1024, 1000)
-    )
+    def student_of(factor):
+        def scaled(self, targets):
+            values = {name: factor * each for name, each in targets.intermediates.items()}
+            return replace(targets, intermediates=values)
 
-    assert torch.equal(one, many)
+        def moments(*args):
+            mean, covariance = stored_moments(*args)
+            return factor * mean, factor**2 * covariance
+
+        monkeypatch.setattr(RestoredFeatures, "forward", scaled)
+        monkeypatch.setattr(standardized_features, "stored_moments", moments)
+        method, run = config(standardize=kind, distance="mse"), f"times-{factor}"
+        distill.run(distill_config(store, method=method, run=run))
+        return torch.cat([each.double().flatten() for each in weights_of(run).values()])
+
+    one, power, other = map(student_of, (1, 1024, 1000))
+
+    assert torch.equal(one, power)
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
