@@ -87,7 +87,7 @@ def resolve(verb: str, words: list[str]) -> object:
 
 def without_saved_networks(words: list[str]) -> list[str]:
     """Words with a new network for each of a run, which an earlier command has made. Checks their folders."""
-    options = [word.partition("=")[0] for word in words if word.endswith("=saved")]
+    options = [word.partition("=")[0] for word in words if word.endswith(("=saved", "=folds"))]
     for option in options:
         (folder,) = (word for word in words if word.startswith(f"{option}.weights="))
         assert re.fullmatch(rf"{option}\.weights=runs/[\w/-]+/(teach|distill)", folder), folder

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from random import Random
 
 import numpy as np
 import pytest
@@ -24,12 +30,14 @@ from permafrost.training import loop
 from permafrost.training.teacher_training import draw_folds
 from tests.support.kills import killed_at
 from tests.support.networks import save_tiny_teacher
+from tests.support.processes import descendants, environment
 from tests.support.runs import distill_config
 from tests.support.settings import FROZEN
 from tests.support.stores import Frozen, frame_batches, keys_of_shard, precompute_config
 from tests.support.verbs import distill, evaluate, precompute, teach
 
 FOLDS = 3
+LONG = ("teaching.trainer.epochs=150",)
 
 
 class Rows:
@@ -142,10 +150,14 @@ def composed(verb, *words):
     return build_verb_config(verb, compose(verb, words))
 
 
-def teach_folds(store, run="folds", *words):
+def words_of_folds(store, run, *words):
     network = ("teacher=cifar", "teacher.name=resnet8", "teacher.width=4", f"store.path={store}")
     length = "teaching.trainer.epochs=2", f"teaching.folds={FOLDS}", "executor=serial"
-    return composed("teach", *network, *length, f"run={run}", *words)
+    return *network, *length, f"run={run}", *words
+
+
+def teach_folds(store, run="folds", *words):
+    return composed("teach", *words_of_folds(store, run, *words))
 
 
 def pass_of_folds(store, outputs):
@@ -221,3 +233,46 @@ def test_options_of_folds_that_make_no_sense_are_refused(packed):
         composed(
             "precompute", "teacher=folds", "teacher.weights=runs/one/teach", f"store.path={packed}"
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "executor", ["serial", "array", pytest.param("ray", marks=pytest.mark.ray)]
+)
+def test_folds_are_the_same_whoever_is_killed(packed, tmp_path, executor):
+    words = words_of_folds(packed, "disturbed", f"executor={executor}", *LONG)
+    teach.run(teach_folds(packed, "whole", *LONG))
+    folder = tmp_path / "runs/disturbed/teach"
+    random, kills = Random(0), 0
+
+    def start():
+        program = [sys.executable, "-m", "permafrost", "teach", *words]
+        return [
+            subprocess.Popen(
+                program,
+                env=environment(),
+                start_new_session=True,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(1 + (executor == "array"))
+        ]
+
+    while not (folder / "fold-1/model.json").exists():
+        drivers = start()
+        with suppress(subprocess.TimeoutExpired):
+            drivers[-1].wait(random.uniform(4, 12) + 2 * kills)  # more on a busy machine
+        for driver in drivers:
+            victims = [driver.pid, *descendants(driver.pid)]
+            for victim in victims:
+                with suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+            driver.communicate()
+        kills += 1
+    for driver in start():
+        _, errors = driver.communicate()
+        assert driver.returncode == 0, errors
+
+    assert kills > 0
+    for name in ("model.safetensors", "fold-0/model.safetensors", "fold-2/metrics.json"):
+        assert (folder / name).read_bytes() == (tmp_path / "runs/whole/teach" / name).read_bytes()
