@@ -118,8 +118,8 @@ def test_a_plan_of_a_sweep_counts_students_before_their_store_exists(here):
         describe_plan("sweep", [f"experiment=cifar10_{name}", "seeds=[0,1]", "executor=ray"])
         for name in ("50shots", "baselines")
     )
-    assert "10 (variants: 5, seeds: 2); its file says: About an hour on two" in shots["students"]
-    assert baselines["students"].startswith("6 (variants: 3, seeds: 2); about 42 min of one thread")
+    assert shots["students"] == "10 (variants: 5, seeds: 2)"
+    assert baselines["students"] == "6 (variants: 3, seeds: 2)"
     assert shots["store"].endswith("with: permafrost precompute experiment=cifar10_50shots")
     assert "executor=serial to stay in this process" in shots["executor"]
     grid = ("run=x", "seeds=[0]", "variants={kd: [method=kd]}", "grid={method.tau: [1, 2, 4]}")

@@ -19,22 +19,17 @@ Rerun   a student's id is the hash of the options and inputs of its training, so
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
-from statistics import mean
 from types import MappingProxyType
 from typing import Any
 
 from permafrost.cluster.executors import ExecutorChoice
-from permafrost.config.experiments import read_experiment
-from permafrost.config.sections import experiment_file
 from permafrost.config.verbs import SWEEP_SUMMARIES, Plan, SweepConfig, report_command
 from permafrost.core.errors import UserError
 from permafrost.runs.folder import COST_NAME, STUDENTS, SWEEP_NAME, RunFolder
@@ -246,8 +241,7 @@ def _describe_unpacked(config: SweepConfig, base: Sequence[str]) -> dict[str, st
     packing = [word for word in base if word.startswith(_PACKING_ARGUMENTS)]
     count = len(stores) * len(config.seeds)
     return {
-        "students": f"{count} (variants: {len(config.variants)}, seeds: {len(config.seeds)})"
-        + _committed_time(base, count),
+        "students": f"{count} (variants: {len(config.variants)}, seeds: {len(config.seeds)})",
         "store": f"{', '.join(sorted(missing))} does not exist; make it first with: "
         + shlex.join(["permafrost", "precompute", *packing])
         + (
@@ -262,19 +256,6 @@ def _describe_unpacked(config: SweepConfig, base: Sequence[str]) -> dict[str, st
 
 _PACKING_ARGUMENTS = ("experiment=", "plugins=", "store.path=", "store=", "data", "teacher")
 """Beginnings of the arguments of a sweep that precompute takes, too."""
-
-
-def _committed_time(base: Sequence[str], students: int) -> str:
-    """Say how long students take by the committed results of the experiment, or by the header of its file."""
-    if not (name := dict(word.partition("=")[::2] for word in base).get("experiment")):
-        return ""
-    results = (experiment_file(name) or Path(name)).with_suffix(".results.json")
-    rows = json.loads(results.read_text()).get("runs", []) if results.is_file() else []
-    if seconds := [row["seconds"] for row in rows if "seconds" in row]:
-        return f"; about {students * mean(seconds) / 60:.0f} min of one thread on the machine of the committed results"
-    header = re.sub(r"\n#? *", " ", read_experiment(name)[-1].text.partition("\n#   ")[0])
-    sentence = re.search(r"(?<=[.:;] )[^.:;]*\b(hours?|minutes?)\b[^.:;]*", header)
-    return f"; its file says: {sentence[0]}" if sentence else ""
 
 
 def _describe_executor(config: SweepConfig, missing: int, estimate: Callable[[], float]) -> str:
