@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -56,8 +55,6 @@ from permafrost.models.providers import model_normalization
 from permafrost.models.saved import TrainedModel
 from permafrost.storage.files import file_at
 from permafrost_timm.options import TimmModelConfig
-
-logger = logging.getLogger("permafrost.models")
 
 _MAX_STAGES = 4
 
@@ -229,36 +226,13 @@ def save_for_hub(folder: Path, model: Classifier, trained: TrainedModel) -> None
 def _create(name: str, **options: Any) -> Any:
     if ":" not in name:
         _require_known(name)
-    retries = logging.getLogger("huggingface_hub.utils._http")
-    once = _FirstRetry()
-    retries.addFilter(once)
     try:
         return timm.create_model(name, **options)
     except (OSError, RuntimeError) as error:
         raise WeightsError(
-            f"timm cannot build {name} with these weights ({error}); correct the name, "
-            "or set weights= to a local file"
+            f"timm cannot build {name} with these weights ({error}); correct the name, set weights= to a local file, "
+            "or read the local cache alone with HF_HUB_OFFLINE=1"
         ) from error
-    finally:
-        retries.removeFilter(once)
-
-
-class _FirstRetry(logging.Filter):
-    """Filter that logs one line in place of two for each retry of the hub."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._has_logged = False
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if not self._has_logged:
-            logger.warning(
-                "the hub of the weights does not answer and is retried for up to a minute (%s); HF_HUB_OFFLINE=1 "
-                "reads its local cache at once",
-                record.getMessage().partition("\n")[0],
-            )
-        self._has_logged = True
-        return False
 
 
 def _require_known(name: str) -> None:
