@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import logging
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -86,7 +85,7 @@ def _read(
     verb: str, arguments: Sequence[str]
 ) -> tuple[str, tuple[ExperimentFile, ...], list[_Typed]]:
     """Return the name of a command's experiment, the files that it is made of, and the other arguments."""
-    typed = [_typed(verb, argument, arguments) for argument in complete_arguments(verb, arguments)]
+    typed = [_typed(verb, argument) for argument in complete_arguments(verb, arguments)]
     named = [argument.text for argument in typed if argument.path == "experiment"]
     files = read_experiment(named[-1]) if named else ()
     if VERBS[verb].checks_teacher:
@@ -305,17 +304,14 @@ class _Typed(NamedTuple):
     text: str
 
 
-def _typed(verb: str, argument: str, arguments: Sequence[str]) -> _Typed:
+def _typed(verb: str, argument: str) -> _Typed:
     """Divide an argument. Raises ConfigError if it sets nothing that the verb reads."""
     path, equals, text = argument.partition("=")
     names = [*section_names(verb), "experiment", "plugins"]
     if equals and section_of(argument) in names:
         return _Typed(path, text)
-    if split := _split_by_the_shell(arguments):
-        raise ConfigError(
-            f"cannot read {argument!r}, as the shell splits arguments at spaces; quote it as a whole: "
-            f"{shlex.quote(split)}"
-        )
+    is_part = any(bracket in argument for bracket in "[]{}")
+    quoting = "; the shell splits arguments at spaces, so quote a list or mapping" * is_part
     option = (
         "store.path"
         if verb in ("verify", "share") or argument.startswith("stores/")
@@ -324,7 +320,7 @@ def _typed(verb: str, argument: str, arguments: Sequence[str]) -> _Typed:
     require(
         equals != "",
         f"cannot read {argument!r}; options are written key=value, as in "
-        f"{f'{argument[2:]}=...' if argument.startswith('--') else f'{option}={argument}'}, see --help",
+        f"{f'{argument[2:]}=...' if argument.startswith('--') else f'{option}={argument}'}, see --help{quoting}",
     )
     section = section_of(argument)
     hint = suggest_argument(verb, path, text)
@@ -333,7 +329,9 @@ def _typed(verb: str, argument: str, arguments: Sequence[str]) -> _Typed:
     if section in GROUPS and nested:
         whole = f"{min(nested)}{path.removeprefix(section)}={text}"
         hint = f" (did you mean {printable(whole)[:SHOWN]}?)"
-    raise ConfigError(f"{verb} takes no {printable(path)}={hint}; it takes: {', '.join(names)}")
+    raise ConfigError(
+        f"{verb} takes no {printable(path)}={hint}; it takes: {', '.join(names)}{quoting}"
+    )
 
 
 def _assign(verb: str, values: dict[str, Any], typed: _Typed) -> None:
@@ -492,17 +490,3 @@ def _options_of_run(section: str, values: Any) -> Any:
     if options.get("input_size") is None and len(sides) == 1:
         options = options | {"input_size": sides.pop()}
     return options | {"weights": str(folder / _WEIGHTS), "frame": "auto"} | typed
-
-
-def _split_by_the_shell(arguments: Sequence[str]) -> str:
-    """Return the list or mapping that a shell has split at its spaces, empty if all arguments are whole."""
-    start = next(
-        (place for place, argument in enumerate(arguments) if _is_open(argument)), len(arguments)
-    )
-    joined = (" ".join(arguments[start:end]) for end in range(start + 2, len(arguments) + 1))
-    return next((text for text in joined if not _is_open(text)), "")
-
-
-def _is_open(argument: str) -> bool:
-    """Return whether a bracket or brace of an argument is not closed in it."""
-    return any(argument.count(first) > argument.count(last) for first, last in ("[]", "{}"))

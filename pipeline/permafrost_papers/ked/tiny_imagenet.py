@@ -35,27 +35,8 @@ class TinyImageNetSource(FilesBelowRoot):
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Sorted WordNet ids.
-
-        Raises:
-            ConfigError: If data.only_classes has a name of words.txt in place of an id.
-        """
-        ids = tuple(sorted(self._read_lines("wnids.txt")))
-        for name in self.config.only_classes:
-            if name not in ids and (self._root / "words.txt").is_file():
-                known = [wnid for wnid in ids if name.lower() in self._names.get(wnid, ())]
-                require(
-                    not known,
-                    f"data.only_classes names {name!r}, and classes are WordNet ids; words.txt has it as "
-                    f"{', '.join(known)}",
-                )
-        return ids
-
-    @cached_property
-    def _names(self) -> dict[str, tuple[str, ...]]:
-        """Names of each WordNet id in words.txt, in lower case."""
-        lines = (line.partition("\t") for line in self._read_lines("words.txt"))
-        return {wnid: tuple(names.lower().split(", ")) for wnid, _, names in lines}
+        """Sorted WordNet ids."""
+        return tuple(sorted(self._read_lines("wnids.txt")))
 
     def records(self) -> Iterator[Record]:
         """Yield every image; those of test/ have no label."""
