@@ -41,6 +41,7 @@ from permafrost_report.page_content import PageContent
 from permafrost_report.pictures import (
     TileRow,
     contact_sheet,
+    feature_rows,
     map_rows,
     readable_classes,
     shown_name,
@@ -210,6 +211,18 @@ def _student_sections(page: PageContent) -> dict[str, Any]:
         and result.trains_classifier
         and (result.evaluation / PICTURES_NAME).exists()
     }
+    colored = {name: tensors for name, tensors in pictures.items() if "features" in tensors}
+    names_and_keys = (
+        readable_classes(page.store.manifest.classes),
+        next(
+            (
+                pictured_keys(result, len(pictures[result.label]["frames"]))
+                for result in results
+                if result.label in pictures and (result.evaluation / RECORDS_NAME).exists()
+            ),
+            [],
+        ),
+    )
     return {
         **_setup(page),
         "seeds": seeds,
@@ -217,20 +230,8 @@ def _student_sections(page: PageContent) -> dict[str, Any]:
         "unevaluated": values.get("unevaluated"),
         "conclusions": values.get("summary", []),
         "networks": values["networks"],
-        "maps": map_rows(
-            pictures,
-            readable_classes(page.store.manifest.classes),
-            next(
-                (
-                    pictured_keys(result, len(pictures[result.label]["frames"]))
-                    for result in results
-                    if result.label in pictures and (result.evaluation / RECORDS_NAME).exists()
-                ),
-                [],
-            ),
-        )
-        if pictures
-        else None,
+        "maps": map_rows(pictures, *names_and_keys) if pictures else None,
+        "features": feature_rows(colored, *names_and_keys) if colored else None,
         "in_colors": any("colors" in tensors for tensors in pictures.values()),
         "cases": page.cases,
         "export": values.get("export"),

@@ -207,6 +207,31 @@ def map_rows(
     return picture_grid(rows)
 
 
+def feature_rows(
+    pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str], keys: Sequence[str] = ()
+) -> list[TileRow]:
+    """Show images with the colors of the teacher's features and of those of one student per variant.
+
+    Args:
+        pictures: By variant, the tensors written by evaluate, with features.
+        classes: Names of the classes.
+        keys: Keys of the records, which are below their images.
+    """
+    first = next(iter(pictures.values()))
+    return picture_grid(
+        [
+            PictureRow(
+                "image",
+                list(first["frames"].permute(0, 2, 3, 1).numpy()),
+                class_names(first["labels"].numpy(), classes),
+                notes=keys,
+            ),
+            PictureRow("teacher", list(first["teacher_features"].numpy())),
+            *(PictureRow(name, list(each["features"].numpy())) for name, each in pictures.items()),
+        ]
+    )
+
+
 def explained_rows(
     title: str,
     frames: NDArray[np.uint8],

@@ -1,4 +1,4 @@
-"""One picture of a store and a pass: facts, records with their maps, and how confident and how wide the maps are."""
+"""One picture of a store and a pass: facts, records with maps and features, how confident and how wide the maps are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 from permafrost.core.batches import Logits, TopLogits
 from permafrost.core.errors import printable
 from permafrost.core.label_forms import classes_of, has_many, predict_labels
-from permafrost.evaluation.map_colors import overlays
+from permafrost.evaluation.map_colors import (
+    deepest_features,
+    feature_colors,
+    overlays,
+    stored_features,
+)
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import decode_maps, view_images, view_maps
 from permafrost.loading.target_sheet import sheets_of
@@ -34,8 +39,8 @@ _DRAWN = ("data", "teacher", "targets")
 _SAMPLE = 1024
 """Records of the histograms, spread evenly over the split."""
 _BATCH = 256
-_COLUMNS = 8
-"""Pairs of an image and its map in a row."""
+_COLUMNS = 16
+"""Pictures in a row: images, each followed by its map and by the colors of its features."""
 _SIDE = (112, 112)
 _TITLE_SIZE = 7
 _FILLED = 0.95
@@ -121,7 +126,10 @@ def draw_store(
     rows = _spread(store, chosen, records)
     facts["shown"] = f"{chosen}, {len(rows)} of {splits[chosen]:,} records"
     passes = [] if teacher is None else [teacher]
-    lines = -(-store.form.pictures(len(rows)) // _COLUMNS)
+    field = next(map(deepest_features, passes), None)
+    width = 2 + (field is not None and bool(passes[0].fields_of("maps")))
+    facts |= {"colors": f"3 principal components of {field} in these pictures"} if field else {}
+    lines = -(-store.form.pictures(len(rows)) // (_COLUMNS // width))
     # Inches: the facts, each line of records below its titles, and the histograms below theirs.
     text_lines = [f"{name}: {value}" for name, value in facts.items()]
     text_lines += "\n".join(str(sheets[name]) for name in _DRAWN if name in sheets).split("\n")
@@ -134,7 +142,7 @@ def draw_store(
     height = sum(heights) + 0.5
     figure = Figure(figsize=(12, height))
     grid = figure.add_gridspec(
-        *(len(heights), 2 * _COLUMNS),
+        *(len(heights), _COLUMNS),
         height_ratios=heights,
         wspace=0.05,
         hspace=0,
@@ -147,14 +155,14 @@ def draw_store(
     text.set_axis_off()
     text.text(0, 1, "\n".join(text_lines), va="top", family="monospace", fontsize=8)
     if lines:
-        _draw_pairs(figure, grid, store, rows, passes)
+        _draw_pictures(figure, grid, store, rows, passes, field, width)
     if teacher is not None:
         sample = _measure(store, teacher, chosen)
         for column, values, title in (
             (0, sample.confidence, f"confidence: {_CONFIDENCE[store.manifest.multi_label]}"),
-            (_COLUMNS + 1, sample.coverage, "energy of the map: mean of |map| / max |map|"),
+            (_COLUMNS // 2 + 1, sample.coverage, "energy of the map: mean of |map| / max |map|"),
         ):
-            axis = figure.add_subplot(grid[-1, column : column + _COLUMNS - 1])
+            axis = figure.add_subplot(grid[-1, column : column + _COLUMNS // 2 - 1])
             axis.hist(values, bins=40, range=(0, 1))
             axis.set_title(f"{title} ({len(values):,} records)", fontsize=8, loc="left")
             axis.set_yticks([])
@@ -170,10 +178,18 @@ def _spread(store: Store, split: str, count: int) -> NDArray[np.int64]:
     return np.asarray(rows)[places] if not isinstance(rows, range) else places + rows.start
 
 
-def _draw_pairs(
-    figure: Figure, grid: object, store: Store, rows: NDArray[np.int64], passes: list[TeacherPass]
+def _draw_pictures(
+    figure: Figure,
+    grid: object,
+    store: Store,
+    rows: NDArray[np.int64],
+    passes: list[TeacherPass],
+    field: str | None,
+    width: int,
 ) -> None:
-    batch = StoreDataset(store, rows, passes).__getitems__(list(range(len(rows))))
+    """Draw the records, each in `width` columns, with the colors of a field of features in the last one."""
+    batch = StoreDataset(store, rows, passes, output=field).__getitems__(list(range(len(rows))))
+    colors = feature_colors(stored_features(batch, field)).numpy() if field else None
     images = (view_images(batch, _SIDE) * 255).round().to(torch.uint8)
     pixels = images.permute(0, 2, 3, 1).numpy()
     heats: Sequence[NDArray[np.float64]] = []
@@ -184,24 +200,29 @@ def _draw_pairs(
     classes = readable_classes(store.manifest.classes)
     stored = batch.targets[0] if passes else None
     names = classes if passes and passes[0].num_classes == len(classes) else None
-    predicted, explained = None, None
-    if stored is not None and stored.logits is not None:
-        predicted = classes_of(predict_labels(stored.logits, many=has_many(batch.labels))).tolist()
-    if stored is not None and stored.target_class is not None:
-        explained = stored.target_class[:, 0].tolist()
+    logits, targeted = (stored.logits, stored.target_class) if stored is not None else (None, None)
+    predicted = (
+        None
+        if logits is None
+        else classes_of(predict_labels(logits, many=has_many(batch.labels))).tolist()
+    )
+    explained = None if targeted is None else targeted[:, 0].tolist()
     of_records = classes_of(batch.labels).tolist()
     for number, picture in enumerate(pixels):
-        line, column = divmod(number, _COLUMNS)
-        left = _axis(figure, grid, line + 1, 2 * column)
+        line, column = divmod(number, _COLUMNS // width)
+        left = _axis(figure, grid, line + 1, width * column)
         left.imshow(picture)
         _entitle(left, _names(of_records[number], classes))
+        if colors is not None:
+            _axis(figure, grid, line + 1, width * (column + 1) - 1).imshow(colors[number])
         if len(heats):
-            right = _axis(figure, grid, line + 1, 2 * column + 1)
+            right = _axis(figure, grid, line + 1, width * column + 1)
             right.imshow(heats[number])
-            if predicted is None or explained is None:
-                continue
-            says, meant = _names(predicted[number], names), _names([explained[number]], names)
-            _entitle(right, f"says {says}" if says == meant else f"{meant}; says {says or 'none'}")
+            if predicted is not None and explained is not None:
+                says, meant = _names(predicted[number], names), _names([explained[number]], names)
+                _entitle(
+                    right, f"says {says}" if says == meant else f"{meant}; says {says or 'none'}"
+                )
 
 
 def _axis(figure: Figure, grid: object, line: int, column: int) -> Axes:

@@ -97,7 +97,7 @@ def test_no_page_has_an_indented_block():
 
 def test_every_python_block_is_executed():
     """Each is executed: here, in tests/sources, test_plugins, test_package, test_portable, test_object_storage,
-    test_store_format, test_preview_page, test_store_dataset, tests/exchange.
+    test_store_format, test_preview_page, test_store_dataset, test_detector, tests/exchange.
     """
     blocks = [block.page.name for page in PAGES for block in blocks_of(page, "python")]
 
@@ -107,6 +107,7 @@ def test_every_python_block_is_executed():
             "datasets.md",
             "datasets.md",
             "delete.md",
+            *["detector.md"] * 3,
             "evaluate.md",
             "exchange.md",
             "object-storage.md",

@@ -17,7 +17,7 @@ from permafrost.core.errors import require
 from permafrost.core.interrupts import check_interrupted
 from permafrost.evaluation.forward import EvaluatedModel, Predictions, predict_split
 from permafrost.evaluation.other_networks import Networks
-from permafrost.evaluation.saved_records import picture_maps
+from permafrost.evaluation.saved_records import picture_features, picture_maps
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.geometry import view_images
 from permafrost.loading.transfer import iter_on_device
@@ -102,8 +102,11 @@ class EvaluationContext:
         )
 
     def picture_maps(self, positions: list[int]) -> dict[str, Tensor]:
-        """Return `picture_maps` of records of the split in the evaluation view."""
-        return picture_maps(self.model, self.dataset, positions)
+        """Return `picture_maps` and `picture_features` of records of the split in the evaluation view."""
+        return {
+            **picture_maps(self.model, self.dataset, positions),
+            **picture_features(self.model, self.dataset, positions),
+        }
 
     @property
     def frame(self) -> str:

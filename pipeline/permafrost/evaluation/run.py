@@ -21,6 +21,7 @@ from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import evaluator_named
 from permafrost.evaluation.forward import EvaluatedModel, explained_as, open_split, predict_split
 from permafrost.evaluation.inputs import EvaluationInputs
+from permafrost.evaluation.map_colors import feature_colors
 from permafrost.evaluation.other_networks import Networks
 from permafrost.evaluation.per_label import AT_HALF, Thresholds, best_thresholds
 from permafrost.evaluation.results import (
@@ -212,6 +213,18 @@ def _write_records(contexts: Sequence[EvaluationContext]) -> None:
         if positions := list(range(min(per_split, len(context.dataset)))):
             shown.append(context.picture_maps(positions))
     if shown:
-        tensors = {name: torch.cat([part[name] for part in shown]) for name in shown[0]}
-        contexts[0].write(PICTURES_NAME, save(tensors))
+        tensors = {
+            name: torch.cat([part[name] for part in shown])
+            for name in shown[0]
+            if all(name in part for part in shown)
+        }
+        contexts[0].write(
+            PICTURES_NAME,
+            save(
+                {
+                    name: feature_colors(tensor) if "features" in name else tensor
+                    for name, tensor in tensors.items()
+                }
+            ),
+        )
     contexts[0].written[RECORDS_NAME] = write_table(folder / RECORDS_NAME, pa.concat_tables(tables))

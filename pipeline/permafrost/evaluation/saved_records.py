@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from permafrost.evaluation.forward import (
     images_at,
     maps_of,
 )
+from permafrost.evaluation.map_colors import deepest_features, stored_features
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images, view_maps
 from permafrost.loading.transfer import move_batch
@@ -149,6 +151,35 @@ def picture_maps(
     """
     batch = move_batch(dataset.__getitems__(positions), model.device)
     return explained_pictures(model, batch, _pictured_classes(batch))
+
+
+@torch.no_grad()
+def picture_features(
+    model: EvaluatedModel, dataset: StoreDataset, positions: list[int]
+) -> dict[str, Tensor]:
+    """Compute the model's features, and read those of the deepest stage that its teacher's pass stores.
+
+    Args:
+        model: Evaluated model.
+        dataset: Records of the split.
+        positions: Positions of the records.
+
+    Returns:
+        Tensors [n, C, h, w] on the CPU, `features` and `teacher_features`, each on its own grid; empty if either
+        has none.
+    """
+    field = next(map(deepest_features, dataset.passes), None)
+    if field is None or model.network.no_grid:
+        return {}
+    rows = dataset.rows_at(np.asarray(positions))
+    records = StoreDataset(dataset.store, rows, dataset.passes[:1], output=field)
+    batch = move_batch(
+        records.in_picture(dataset.picture).__getitems__(range(len(rows))), model.device
+    )
+    return {
+        "features": model.network(view_images(batch, model.input_size)).features.cpu(),
+        "teacher_features": stored_features(batch, field).cpu(),
+    }
 
 
 @torch.no_grad()
