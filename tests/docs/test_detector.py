@@ -31,15 +31,13 @@ def test_the_page_ends_with_a_detector_and_a_segmenter_whose_losses_fall(tmp_pat
         picture, mask = torch.full((3, 64, 64), 0.2), torch.zeros(64, 64, dtype=torch.int64)
         picture[number % 3, y : y + 32, x : x + 32] = mask[y : y + 32, x : x + 32] = 1
         Image.fromarray((picture * 255).byte().permute(1, 2, 0).numpy()).save(f"{number}.png")
-        boxes = torch.tensor([[x, y, x + 32.0, y + 32.0]])
-        pictures.append(picture)
-        targets.append({"boxes": boxes, "labels": torch.tensor([1])})
-        masks.append(mask)
+        box = {"boxes": torch.tensor([[x, y, x + 32.0, y + 32.0]]), "labels": torch.tensor([1])}
+        for values, value in zip((pictures, targets, masks), (picture, box, mask), strict=True):
+            values.append(value)
     Path("images.csv").write_text("path\n" + "".join(f"{number}.png\n" for number in range(6)))
     torch.manual_seed(0)
     torch.save(resnet50().state_dict(), "resnet50.pth")
-    (commands,) = blocks_of(PAGE, "bash")
-    for line in lines_of(commands.code):
+    for line in lines_of(next(blocks_of(PAGE, "bash")).code):
         _, verb, *words = shlex.split(line)
         getattr(permafrost, verb)(*words, *SMALL[verb])
 

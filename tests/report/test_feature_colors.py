@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from permafrost.config.methods import KDConfig
-from permafrost.config.store import PassOptions, StoreOptions
+from permafrost.config.store import PassOptions
 from permafrost.evaluation.map_colors import feature_colors
 from permafrost.evaluation.results import load_written
 from permafrost.evaluation.saved_records import PICTURES_NAME
@@ -19,36 +19,37 @@ from tests.support.runs import PAD_CROP, TRAINER, distill_config, evaluate_confi
 from tests.support.stores import Frozen, precompute_config
 from tests.support.verbs import distill, evaluate, precompute, report
 
-CUBE = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3).T.reshape(3, 2, 4)
-"""Three patterns of 0 and 1 that do not correlate, [3, 2, 4]."""
+CUBE = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3).T
+"""Three patterns of 0 and 1 that do not correlate, [3, 8]."""
 
 
 def mixed(*directions):
-    """Features [2, 5, 2, 2] in which the patterns have these directions, signed and of falling size."""
-    patterns = (torch.tensor([9.0, 3.0, 1.0])[:, None, None] * CUBE).reshape(3, 2, 2, 2)
-    return torch.einsum("pnhw,pc->nchw", patterns, torch.tensor(directions))
+    """Features [2, C, 2, 2] in which the patterns have these directions and falling sizes."""
+    return torch.einsum(
+        "pnhw,pc->nchw",
+        CUBE.reshape(3, 2, 2, 2),
+        torch.diag(torch.tensor([9.0, 3, 1])) @ torch.tensor(directions),
+    )
 
 
 def test_three_directions_are_red_green_and_blue_whatever_is_added():
-    features = mixed([0, 0, 1.0, 0, 0], [-1.0, 0, 0, 0, 0], [0, 0, 0, 0.8, -0.6])
+    features = mixed([0, 0, 1.0, 0], [-1, 0, 0, 0], [0, 0.8, 0, -0.6])
 
     colors = feature_colors(features)
 
-    expected = (255 * CUBE.permute(1, 2, 0)).to(torch.uint8)
-    expected[..., 1] = 255 - expected[..., 1]  # the sign makes the largest entry positive
-    assert torch.equal(colors.reshape(2, 4, 3), expected)
-    moved = features + torch.linspace(-50, 50, 5).view(1, 5, 1, 1)
-    assert torch.equal(feature_colors(moved), colors)
-    other = mixed([0, 0, 1.0, 0, 0], [1.0, 0, 0, 0, 0], [0, 0, 0, 0.8, -0.6])
-    assert not torch.equal(feature_colors(other), colors)
+    red, green, blue = (255 * CUBE).byte()
+    expected = torch.stack([red, 255 - green, blue], dim=1)  # the largest entry is positive
+    assert torch.equal(colors.reshape(8, 3), expected)
+    assert torch.equal(feature_colors(features + torch.arange(4.0).view(4, 1, 1)), colors)
+    assert not torch.equal(feature_colors(mixed(*torch.eye(3, 4).tolist())), colors)
 
 
 def test_what_does_not_vary_has_no_color():
-    one = mixed([0, 0, 1.0, 0, 0], [0.0] * 5, [0.0] * 5)
+    one = mixed([0, 0, 1.0, 0], [0.0] * 4, [0.0] * 4)
 
     assert feature_colors(torch.full((2, 5, 2, 2), 3.3)).eq(0).all()
-    assert feature_colors(one).amax(dim=(0, 1, 2)).tolist() == [255, 0, 0]
-    assert feature_colors(one[:, 2:3]).amax(dim=(0, 1, 2)).tolist() == [255, 0, 0]
+    for features in (one, one[:, 2:3]):
+        assert feature_colors(features).amax(dim=(0, 1, 2)).tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -67,18 +68,12 @@ def test_a_pass_with_features_is_shown_in_colors(
     trained = distill_config(frozen, method=KDConfig(tau=4.0))
     distill.run(replace(trained, trainer=replace(TRAINER, epochs=1)), on_epoch=lambda *_: None)
     evaluate.run(replace(evaluate_config(frozen), evaluators=("accuracy",)))
-    page = report.run(
-        ReportConfig(
-            store=StoreOptions(path=str(frozen.store.path)),
-            augment=PAD_CROP,
-            report=ReportOptions(contact_records=0, cases=0),
-            run="one",
-        )
-    )
+    shown = ReportOptions(contact_records=0, cases=0)
+    page = report.run(ReportConfig(store=trained.store, augment=PAD_CROP, report=shown, run="one"))
 
     assert len([axis for axis in sheet.figure.axes if axis.images]) == 4 * pictures
     html = Path(page.html).read_text()
     assert ("colors" in sheet.facts) == ('id="features"' in html) == ("features" in more)
-    shown = load_written(RUNS / "one" / "evaluate", PICTURES_NAME)
-    grids = [shown[name].shape for name in ("features", "teacher_features") if name in shown]
+    tensors = load_written(RUNS / "one" / "evaluate", PICTURES_NAME)
+    grids = [tensor.shape for name, tensor in tensors.items() if "features" in name]
     assert grids == [(4, 4, 4, 3)] * (2 * ("features" in more))
