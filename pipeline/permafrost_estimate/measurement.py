@@ -19,7 +19,6 @@ from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.manifest import MANIFEST_NAME
 from permafrost.store.reader import Store
-from permafrost_estimate.measured_points import describe_nearest
 from permafrost_estimate.options import EstimateConfig
 from permafrost_estimate.sample import (
     RecordSample,
@@ -377,8 +376,6 @@ def printed_lines(estimate: Estimate, config: EstimateConfig) -> dict[str, str]:
         from permafrost_estimate.freezing import propose
 
         lines["proposal"] = propose(estimate.freezing, config.estimate)
-    if budget := config.estimate.budget_bytes:
-        lines["measured"] = describe_nearest(budget / estimate.records)
     if training is None:
         return lines | {"students": f"not compared: {estimate.no_training}"}
     steps = training.steps

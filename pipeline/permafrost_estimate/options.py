@@ -41,8 +41,7 @@ class EstimateOptions(Options):
     views: tuple[int, ...] = (0, 1, 4, 16, 50)
     """Numbers of stored views of `augment` whose price is printed; 0 are frozen targets of the whole image."""
     budget_bytes: Annotated[int | None, Ge(0)] = None
-    """Maximum bytes of the targets of a proposed setting; null for no limit. What was measured to teach most within as
-    many bytes per record is named, too."""
+    """Maximum bytes of the targets of a proposed setting; null for no limit."""
     max_distance: Annotated[float | None, Ge(0)] = None
     """Largest distance of the targets of a view to the teacher's answer to it, of every output (KL in nats, or 1 -
     cosine), for which a setting is proposed; null for no limit."""
