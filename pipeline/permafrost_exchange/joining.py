@@ -151,11 +151,9 @@ def _tail(paths: pa.Array, depth: int) -> pa.Array:
 def hex_column(digests: pa.Array) -> pa.Array:
     """Return digests of 32 bytes as texts of 64 hexadecimal digits."""
     data = np.frombuffer(digests.buffers()[1], np.uint8)[32 * digests.offset :][: 32 * len(digests)]
-    digits = np.stack([data >> 4, data & 15], axis=1).reshape(-1)
-    text = np.frombuffer(b"0123456789abcdef", np.uint8)[digits]
     offsets = np.arange(len(digests) + 1, dtype=np.int64) * 64
     return pa.LargeStringArray.from_buffers(
-        len(digests), pa.py_buffer(offsets), pa.py_buffer(text.tobytes())
+        len(digests), pa.py_buffer(offsets), pa.py_buffer(data.tobytes().hex().encode())
     )
 
 
@@ -164,24 +162,7 @@ def _image_digests(store: Store, names: pa.Array) -> tuple[pa.Array, pa.Array]:
         raise TargetError(
             f"format.join=image needs names that are SHA-256 in 64 digits, and {names[0].as_py()!r} is one of them"
         )
-    offsets, text = names.buffers()[1:]
-    start = np.frombuffer(offsets, np.int64)[names.offset] if len(names) else 0
-    digits = _HEX[np.frombuffer(text, np.uint8, 64 * len(names), start)].reshape(-1, 2)
-    require(
-        not (digits > 15).any(),
-        "format.join=image needs names that are SHA-256, and one of them has other digits",
-        TargetError,
-    )
-    digests = (16 * digits[:, 0] + digits[:, 1]).astype(np.uint8)
-    return store.index.image_digests(), pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(32), len(names), [None, pa.py_buffer(digests.tobytes())]
-    )
-
-
-_HEX = np.full(256, 16, np.uint8)
-"""Value of each hexadecimal digit by its character, 16 for other characters."""
-for _value, _digit in enumerate("0123456789abcdef"):
-    _HEX[[ord(_digit), ord(_digit.upper())]] = _value
+    return hex_column(store.index.image_digests()), pc.utf8_lower(names)
 
 
 def _require_different(values: pa.Array, names: pa.Array, kind: JoinKind, noun: str) -> None:
