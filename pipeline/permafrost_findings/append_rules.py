@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from statistics import median
 from urllib.parse import unquote
 
 import numpy as np
@@ -17,7 +16,6 @@ from permafrost.store.frames import ShardFrames
 from permafrost.store.reader import Store
 from permafrost_findings.equal_images import hash_thumbnails, hashes_of
 from permafrost_findings.picture_rules import describe_brightness
-from permafrost_findings.thresholds import MIN_COMPARED_FILES, MIN_SIZE_RATIO
 
 _SHARDS, _ROWS_OF_SHARD = 4, 64
 """Number of shards of the store, and of records of each, that new files are compared with."""
@@ -38,29 +36,6 @@ def find_new_classes(preview: Preview) -> Iterator[Remark]:
             f"classes are new ({len(new)}, with {records:,} records: {preview.names_of(new)}); they follow those of "
             "the store, whose labels keep their numbers. A teacher that was trained before does not know them",
         )
-
-
-def find_other_sizes(preview: Preview) -> Iterator[Remark]:
-    """Find new images whose sizes are far from those of the store."""
-    sample = preview.sample
-    if preview.comparison is None or len(sample.sides) < MIN_COMPARED_FILES:
-        return
-    store = preview.comparison.store
-    if store.manifest.canonical is None or store.manifest.canonical.format != "original":
-        return
-    sizes = store.index.take(("width", "height"), _rows_of(store))
-    if len(sizes["width"]) < MIN_COMPARED_FILES:
-        return
-    before = [float(np.median(sizes[name])) for name in ("width", "height")]
-    new = [float(median(side)) for side in zip(*sample.sides, strict=True)]
-    if all(1 / MIN_SIZE_RATIO < a / b < MIN_SIZE_RATIO for a, b in zip(new, before, strict=True)):
-        return
-    there, here = ("x".join(f"{side:.0f}" for side in sides) for sides in (before, new))
-    yield (
-        "warning",
-        f"new images are {here} pixels in the median, and those of the store {there}; if they were exported in another "
-        "way, export them as the others were",
-    )
 
 
 def find_other_brightness(preview: Preview) -> Iterator[Remark]:

@@ -65,7 +65,6 @@ _RULES = {
     "equal_in_sample": ("equal images", "equal_images:find_equal_in_sample"),
     "bursts": ("records", "equal_images:find_bursts_in_splits"),
     "new_classes": ("classes", "append_rules:find_new_classes"),
-    "other_sizes": ("size", "append_rules:find_other_sizes"),
     "other_brightness": ("brightness", "append_rules:find_other_brightness"),
     "packed_copies": ("equal images", "append_rules:find_packed_copies"),
 }

@@ -39,13 +39,6 @@ images on either side."""
 MAX_SIDE_RATIO = 2.0
 """Median ratio of the longer to the shorter side from which whole pictures are squeezed a lot."""
 
-# ---- appended records ----------------------------------------------------------------------------
-
-MIN_COMPARED_FILES = 16
-"""Least number of files on either side of a comparison."""
-MIN_SIZE_RATIO = 1.5
-"""Ratio of median sizes from which they are said to be others."""
-
 # ---- equal and similar images --------------------------------------------------------------------
 
 MIN_COPIES_SHARE, MOSTLY_COPIES_SHARE = 0.01, 0.5
