@@ -32,8 +32,7 @@ _SITUATIONS = {
     "rows": "rows of other records",
     "preprocessing": "another part, size, channel order or normalization of the image",
     "maps": "maps turned, mirrored, negative or of other records",
-    "noise": "noise",
-    "unknown": "one that is not looked for (other weights, blurred images, ...)",
+    "unknown": "one that is not looked for (other weights, blurred images, noise, ...)",
 }
 
 

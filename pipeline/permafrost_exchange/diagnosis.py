@@ -287,26 +287,6 @@ def _describe_rows(
     )
 
 
-def find_noise(logits: NDArray[Any], stored: StoredOutputs) -> Cause | None:
-    """Explain logits by independent noise: of one size in all views, without correlation between classes."""
-    count, num_classes = logits.shape
-    if stored.classes.shape != logits.shape or count < 2 * _MIN_ROWS or num_classes < 3:
-        return None
-    noise = stored.dense(num_classes) - log_softmax(logits)
-    noise -= noise.mean(axis=1, keepdims=True)
-    sizes = noise.std(axis=1)
-    off_diagonal = np.asarray(np.corrcoef(noise, rowvar=False))[~np.eye(num_classes, dtype=bool)]
-    expected = -1 / (num_classes - 1)  # rows are centered
-    unevenness = sizes.std() / sizes.mean()
-    coupling = np.sqrt(np.mean((off_diagonal - expected) ** 2))
-    if unevenness > 1.5 / np.sqrt(2 * num_classes) + 0.05 or coupling > 1.5 / np.sqrt(count):
-        return None
-    size = noise.std() * np.sqrt(num_classes / (num_classes - 1))
-    text = f"they have noise with a standard deviation of {size:.2g} on each logit"
-    left = float(stored.divergence(logits).mean())
-    return Cause("noise", text, "save them as the teacher gives them", left)
-
-
 # ---- maps and vectors ----------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from permafrost.config.verbs import VERBS, Verb, VerifyConfig
 from permafrost.core.errors import require, require_name
 from permafrost_exchange.format_options import TARGET_FORMATS, TargetFormatConfig
 
-CauseKind = Literal["temperature", "classes", "rows", "preprocessing", "maps", "noise", "unknown"]
+CauseKind = Literal["temperature", "classes", "rows", "preprocessing", "maps", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class PassportOptions(Options):
     accept: tuple[CauseKind, ...] = ()
     """Differences that are accepted as they are, while all others stop: temperature, classes (their order), rows (of
     other records), preprocessing (the part of the image, its size, channels or normalization), maps (their direction,
-    or their records), noise, and unknown for those without an explanation."""
+    or their records), and unknown for those without an explanation."""
 
 
 @dataclass(frozen=True, kw_only=True)

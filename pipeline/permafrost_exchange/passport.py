@@ -220,8 +220,7 @@ def _judged(
     for cause in sorted(causes, key=lambda cause: _LAST.get(cause.kind, 0)):
         require(cause.kind != "explainer", f"{where}: {cause.text}; {cause.advice}", TargetError)
         unit = "of a cosine" if agreement.kl_mean is None or cause.kind == "maps" else "nats"
-        is_severe = cause.kind != "noise" or not _resembles(agreement, _DOUBTFUL, _DOUBTFUL_NATS)
-        if cause.kind not in options.accept and is_severe:
+        if cause.kind not in options.accept:
             raise TargetError(
                 f"{where}: the targets differ from those of teacher={passport.teacher}: {cause.text}; {cause.left:.2g} "
                 f"{unit} are left {stated}. "
@@ -231,7 +230,7 @@ def _judged(
         logger.warning("teacher=%s: %s", passport.teacher, cause.text)
     accepted: dict[str, str] = {cause.kind: cause.text for cause in causes}
     rest = agreement  # without what these causes explain
-    if accepted.keys() & {"temperature", "classes", "rows", "preprocessing", "noise"}:
+    if accepted.keys() & {"temperature", "classes", "rows", "preprocessing"}:
         rest = replace(rest, top1=None, kl_mean=None)
     if accepted.keys() & {"maps", "rows", "preprocessing"}:
         rest = replace(rest, cosine_mean={})

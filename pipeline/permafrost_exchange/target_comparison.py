@@ -45,7 +45,6 @@ from permafrost_exchange.diagnosis import (
     centered_cosines,
     find_cause_of_field,
     find_cause_of_outputs,
-    find_noise,
 )
 from permafrost_exchange.ingest_shards import IngestShard
 from permafrost_exchange.map_forms import NAME_MAKER, NEGATIVE, MapForm
@@ -269,8 +268,6 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Cause], str]]):
                 cause = (
                     find_cause_of_outputs(logits, outputs, keys, self.class_names) or search.find()
                 )
-                if cause is None or cause.kind == "unknown":
-                    cause = find_noise(logits, outputs) or cause
         causes = [] if cause is None else [cause]
         if cause is not None and cause.kind in ("classes", "rows", "preprocessing"):
             return causes  # maps of the same rows, or of the same other input, differ for the same reason

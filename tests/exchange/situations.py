@@ -418,7 +418,7 @@ def noises(bench: Bench) -> Iterator[Situation]:
             random = np.random.default_rng(seed)
             logits = outputs["logits"] + random.normal(0, size, outputs["logits"].shape)
             arrays = {"logits": logits.astype("f4")}
-            yield Situation(f"noise of {size} ({seed})", "noise", arrays, says="noise")
+            yield Situation(f"noise of {size} ({seed})", "unknown", arrays)
 
 
 def unexplained(bench: Bench) -> Iterator[Situation]:

@@ -338,7 +338,7 @@ def test_targets_of_another_network_are_accepted_by_name_only(photographs, tmp_p
     target_files.write_npz(tmp_path / "t.npz", keys, logits=logits)
     words = [f"path={tmp_path / 't.npz'}", "format.frame=full", *TEACHER]
     with pytest.raises(TargetError, match="not those of teacher="):
-        run_ingest(photographs.store, *words, "passport.accept=[noise,rows]")
+        run_ingest(photographs.store, *words, "passport.accept=[maps,rows]")
 
     result = run_ingest(photographs.store, *words, "passport.accept=[unknown]")
     manifest = photographs.open().open_pass(result.ingested_pass.partition(" ")[0]).manifest

@@ -314,7 +314,7 @@ def test_maps_of_a_users_explainer_keep_their_name_their_files_and_its_code(
     }
     words = ["name=ig", f"path={tmp_path / 'ig.npz'}", "format.frame=full"]
     teacher = [*TEACHER[:2], f"teacher.weights={tmp_path / 'mine.safetensors'}"]
-    accept = "passport.accept=[unknown,temperature,classes,rows,preprocessing,maps,noise]"
+    accept = "passport.accept=[unknown,temperature,classes,rows,preprocessing,maps]"
     with loaded_plugin(tmp_path / "signed_maps.py"):
         explained = "format.explainer=signed_maps"
         made = run_ingest(photographs.store, *words, explained, *teacher, accept)
