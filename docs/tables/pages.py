@@ -24,6 +24,7 @@ from docs.tables import (
     ked,
     mixtures,
     overview,
+    small_data,
     strong_views,
     training_length,
     unicam,
@@ -71,6 +72,7 @@ TABLES: dict[str, Callable[[], str]] = {
         *training_length.TABLES,
         *mixtures.TABLES,
         *strong_views.TABLES,
+        *small_data.TABLES,
     )
 }
 TABLES |= {f"claims_{name}": partial(claims_of, claims) for name, claims in PAPERS.items()}
