@@ -65,6 +65,8 @@ def options_page() -> str:
                     parts.append(f"### {path}\n\n{_first_line(option.hint)}\n\n{table}")
     families: dict[int, list[str]] = {}
     for group, members in FAMILIES.items():
+        if group == "network":  # of an option of teacher=folds, which nobody types
+            continue
         key = hash(tuple(cls for kind, cls in members.items() if kind != "none"))
         families.setdefault(key, []).append(group)
     for groups in families.values():

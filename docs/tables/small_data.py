@@ -57,7 +57,10 @@ def balanced_teachers() -> str:
     """Test accuracy of students of one and two teachers by method.standardize, minus none."""
     rows: Rows = []
     for kind, label in _STANDARDS.items():
-        for number, teachers in (("one", "ResNet-56"), ("both", "ResNet-56 and EfficientNet-Lite0")):
+        for number, teachers in (
+            ("one", "ResNet-56"),
+            ("both", "ResNet-56 and EfficientNet-Lite0"),
+        ):
             runs = runs_of("cifar10_balance", f"{number}_{kind}")
             plain = runs_of("cifar10_balance", f"{number}_none")
             cells = [by_seed(runs, "accuracy"), spread(runs, "accuracy")]

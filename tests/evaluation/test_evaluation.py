@@ -418,6 +418,8 @@ def test_the_scores_of_a_set_are_those_that_its_labels_allow():
     teacher = {f"teacher_{name}": of_labels[name] for name in chosen}
     assert of_many == agreement_of_itself | teacher
     of_one = teacher_scores(logits, logits.clone(), one_each, groups)
+    mean_over_classes = of_one.pop("teacher_mean_class_accuracy")
+    assert mean_over_classes == label_scores(logits, one_each, groups)["mean_class_accuracy"]
     teacher = {"teacher_accuracy": accuracy(logits, one_each), "group_agreement": {}}
     assert of_one == agreement_of_itself | teacher
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -33,7 +34,7 @@ from tests.support.networks import save_tiny_teacher
 from tests.support.processes import descendants, environment
 from tests.support.runs import distill_config
 from tests.support.settings import FROZEN
-from tests.support.stores import Frozen, frame_batches, keys_of_shard, precompute_config
+from tests.support.stores import TINY_DATA, Frozen, frame_batches, keys_of_shard, precompute_config
 from tests.support.verbs import distill, evaluate, precompute, teach
 
 FOLDS = 3
@@ -46,15 +47,18 @@ class Rows:
     has_many_labels = False
 
     def __init__(self, labels, groups=None):
+        drawn = np.random.default_rng(1).integers(256, size=(len(labels), 32), dtype=np.uint8)
         self.columns = {"label": np.asarray(labels), "group": np.full(len(labels), NO_GROUP)}
+        self.columns["image_sha256"] = drawn
         if groups is not None:
             self.columns["group"] = np.asarray(groups)
 
     def key_digests(self, rows, seed):
-        return np.random.default_rng(seed).integers(2**64, size=len(rows), dtype=np.uint64)
+        every = np.random.default_rng(seed).integers(2**64, size=10_000, dtype=np.uint64)
+        return every[rows]
 
     def values(self, name, rows):
-        return self.columns[name]
+        return self.columns[name][rows]
 
 
 @pytest.fixture
@@ -93,6 +97,18 @@ def test_many_groups_stay_whole_and_few_do_not(draw):
     assert [len(set(drawn[groups == group])) for group in range(60)] == [1] * 60
     assert abs(np.bincount(drawn) - len(groups) / FOLDS).max() <= 8
     assert {len(set(attributes[groups % 4 == each])) for each in range(4)} == {FOLDS}
+
+
+def test_copies_of_an_image_are_in_one_fold_and_no_fold_is_empty(draw):
+    rows = Rows(np.repeat(np.arange(3), 40))
+    rows.columns["image_sha256"][1::2] = rows.columns["image_sha256"][::2]
+
+    drawn = draw(rows)
+
+    assert (drawn[1::2] == drawn[::2]).all()
+    assert np.bincount(drawn[::2]).tolist() == [20, 20, 20]
+    with pytest.raises(ConfigError, match="split train has 60 different records; lower it"):
+        draw(rows, 61)
 
 
 def folds_of(networks, keys, folds):
@@ -190,7 +206,7 @@ def test_folds_resume_where_they_were_killed_and_become_one_teacher(packed, tmp_
     assert len({path.read_bytes() for path in paths}) == 1
 
 
-def test_no_network_has_been_trained_on_the_records_that_it_answers(packed, monkeypatch):
+def test_no_network_has_been_trained_on_the_records_that_it_answers(packed, monkeypatch, caplog):
     rows = {}
     original = loop.train_to_end
 
@@ -210,6 +226,12 @@ def test_no_network_has_been_trained_on_the_records_that_it_answers(packed, monk
     for fold in range(FOLDS):
         assert rows[f"fold-{fold}"] == {row for row in split if folds[row] != fold}
     assert result.facts["targets"]["trained on"].value.endswith("without the record's fold")
+
+    data = replace(TINY_DATA, train_digits=30)
+    precompute.run(precompute_config(packed.parent / "other", data=data))
+    with caplog.at_level("WARNING"):
+        precompute.run(pass_of_folds(packed.parent / "other", "logits"))
+    assert f"the folds are of {len(split)} records" in caplog.text
 
     options = {"store": StoreOptions(path=str(packed)), "run": "student"}
     frozen = Frozen(store, precompute_config(packed, FROZEN))

@@ -50,12 +50,14 @@ from permafrost.loading.target_sheet import target_sheet
 from permafrost.models.compute import unused_accelerator
 from permafrost.models.cost import count_parameters, sha256_tensors
 from permafrost.models.explanations import pass_precision
+from permafrost.models.fold_networks import digests_of_keys
 from permafrost.models.network_sheet import machine_sheet, network_facts, trained_on
 from permafrost.models.providers import with_recorded_layer
 from permafrost.runs.folder import RunFolder, save_cost
 from permafrost.storage.files import file_at, remove_partial_files
 from permafrost.storage.lock import folder_lock
 from permafrost.storage.rooted_paths import name_of_path
+from permafrost.storage.untrusted import load_tensors
 from permafrost.store.commit import needs_commit, remove_shared_leftovers
 from permafrost.store.commit_pass import commit_pass, missing_pass_shards
 from permafrost.store.facts import FactSheet, announce, read_sheets, write_sheets
@@ -181,14 +183,8 @@ def _begin_passes(
             "all classes with permafrost teach (teaching.start= keeps what this one knows)",
         )
     request.warn_of_aliasing()
-    if isinstance(request.teacher, FoldsModelConfig) and (
-        channels := {FEATURES, "pooled"}.intersection(config.annotate.outputs)
-    ):
-        logger.info(
-            "%s of different folds are of different networks and not comparable: compare records of the same fold, a "
-            "field of the pass",
-            " and ".join(sorted(channels)),
-        )
+    if isinstance(request.teacher, FoldsModelConfig):
+        _say_of_folds(request, request.teacher.records, store)
     options = begun = request.existing_options()
     described = tuple(network_facts(request.network, config.command, store.size))
     teacher = FactSheet(subject="teacher", facts=described)
@@ -214,6 +210,28 @@ def _begin_passes(
         if executor.name == "array" and plan.is_unfinished and not mark.is_file():
             mark.write(b"")
     return [replace(plan, agreement=agreement) for plan in plans], teacher
+
+
+def _say_of_folds(request: PassRequest, records: int, store: Store) -> None:
+    """Say which outputs differ between folds, and warn if some of their records have other keys in the store."""
+    if channels := {FEATURES, "pooled"}.intersection(request.config.annotate.outputs):
+        logger.info(
+            "%s of different folds are of different networks and not comparable: compare records of the same fold, a "
+            "field of the pass",
+            " and ".join(sorted(channels)),
+        )
+    assert request.network.file is not None
+    digests = load_tensors(request.network.file.path)["digests"].numpy()
+    shared = sum(
+        int(np.isin(digests_of_keys(store.index.shard_keys(number)), digests).sum())
+        for number in range(len(store.shards))
+    )
+    if shared < records:
+        logger.warning(
+            "the folds are of %d records, and %s has %d of them by their keys: an image under another key is annotated "
+            "by any network, perhaps by one that has seen it; use the store that the folds were trained on",
+            *(records, store.path, shared),
+        )
 
 
 def _annotate_further(plan: PassPlan, executor: Executor) -> tuple[int, dict[str, float]]:

@@ -126,8 +126,8 @@ class TeachConfig(Options):
         folds, fold = self.teaching.folds, self.teaching.fold
         require(
             folds != 1 and (fold is None or fold < folds),
-            f"teaching.folds={folds} teaching.fold={fold}: set folds to 0 or to 2 or more, and fold to null or to a "
-            "number below folds",
+            f"teaching.folds={folds}, teaching.fold={'null' if fold is None else fold}: set folds to 0 or to 2 or "
+            "more, and fold to null or to a number below folds",
         )
         require(
             folds == 0

@@ -178,11 +178,14 @@ def teacher_scores(
         chosen = [name for name in of_teacher if not name.startswith("micro_")]
         return scores | {f"teacher_{name}": of_teacher[name] for name in chosen}
     same = student_logits.argmax(dim=1) == top_class(teacher_logits)
-    return {
-        **scores,
-        **group_scores("agreement", same, groups, group_sets),
-        **({"teacher_accuracy": accuracy(teacher_logits, labels)} if has_labels else {}),
-    }
+    scores |= group_scores("agreement", same, groups, group_sets)
+    if has_labels:
+        is_labeled = labels != NO_LABEL
+        hits = (top_class(teacher_logits) == labels)[is_labeled]
+        mean_over_classes = class_scores(hits, labels[is_labeled])["mean_class_accuracy"]
+        scores["teacher_accuracy"] = accuracy(teacher_logits, labels)
+        scores["teacher_mean_class_accuracy"] = mean_over_classes
+    return scores
 
 
 def agreement(

@@ -260,7 +260,7 @@ def _accuracy(
             of_classes[split] = "" if many else _mean_over_classes(*_joined(parts))
     shown = accuracy or measured
     if not shown:
-        return Fact(name=name, value="no labels of the teacher's classes", source=UNKNOWN)
+        return Fact(name=name, value="no logits, or no labels of their classes", source=UNKNOWN)
     return Fact(
         name=name,
         value=", ".join(

@@ -73,7 +73,9 @@ class FoldTask:
     def folder(self) -> RootedPath:
         """Folder of the fold, which a task of a job array claims."""
         run = self.options.run
-        return rooted(run if is_address(run) else str(RunFolder(run).path)) / self.name
+        path = run if is_address(run) else str(RunFolder(run).path)
+        root, _, teach = path.rpartition("/")  # a claim lies beside the folder
+        return rooted(root) / teach / self.name
 
     def is_done(self) -> bool:
         """Return whether the network is trained and evaluated, here or on another machine."""
@@ -144,7 +146,8 @@ class FoldsPlan(Plan):
         with ExitStack() as stack:
             choice = stack.enter_context(ExecutorChoice(options.executor, options.cluster))
             executor, _ = choice.for_tasks(len(missing), None, lambda: np.inf)
-            bar = stack.enter_context(progress("teach", total=len(missing), unit="fold"))
+            bar = stack.enter_context(progress("teach", total=len(self.tasks), unit="fold"))
+            bar.update(len(self.tasks) - len(missing))
             errors = []
             for outcome in (
                 executor.run_tasks(
@@ -164,7 +167,7 @@ class FoldsPlan(Plan):
                     f"{len(errors)} of {len(self.tasks)} folds failed; the same command continues with them: "
                     + " | ".join(errors)
                 )
-            with executor.alone(rooted(str(self.folder)), "joins the folds"):
+            with executor.alone(self.tasks[0].folder.parent, "joins the folds"):
                 self._join(plans)
         return self._result([plan.run() for plan in plans])
 

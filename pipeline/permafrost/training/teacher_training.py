@@ -168,11 +168,12 @@ class TeacherPlan(TrainingJob):
         splits = measured["splits"]
         for split, metrics in splits.items():
             value, chance = metrics.get("accuracy", 1), metrics.get("majority_accuracy", 0)
-            if value <= chance < 1:
+            if value <= chance < 1 and on_epoch is None:  # once for a fold
                 logger.warning(
-                    "accuracy on %s is %.3f, and that of the most frequent class alone would be %.3f: the teacher has "
-                    "hardly learned; train it longer (teaching.trainer.epochs=) or with another "
+                    "%s: accuracy on %s is %.3f, and that of the most frequent class alone would be %.3f: the "
+                    "teacher has hardly learned; train it longer (teaching.trainer.epochs=) or with another "
                     "teaching.optimizer.lr=, or look at the labels",
+                    self.folder,
                     split,
                     value,
                     chance,
@@ -289,7 +290,7 @@ class TeacherPlan(TrainingJob):
 def draw_folds(index: RecordIndex, split: str, folds: int, seed: int) -> NDArray[np.uint8]:
     """Draw the fold of each record of a split, as test splits are drawn: an equal share of each class.
 
-    Groups stay whole if there are many.
+    Copies of an image, of the same bytes, are in one fold, and groups stay whole if there are many.
 
     Args:
         index: Index of the store.
@@ -299,11 +300,20 @@ def draw_folds(index: RecordIndex, split: str, folds: int, seed: int) -> NDArray
 
     Returns:
         Fold of each row of `rows_of_split`, from 0.
+
+    Raises:
+        ConfigError: If there are more folds than different records.
     """
-    rows = rows_of_split(index, split)
-    numbers = np.asarray(rows, np.int64)
+    rows = np.asarray(rows_of_split(index, split), np.int64)
+    starts = np.ascontiguousarray(index.values("image_sha256", rows)[:, :8]).view(np.uint64)
+    _, first, copies = np.unique(starts, return_index=True, return_inverse=True)
+    require(
+        folds <= len(first),
+        f"teaching.folds={folds}, but split {split} has {len(first):,} different records; lower it",
+    )
+    numbers = rows[first]
     digests = index.key_digests(numbers, derive_seed(seed, "folds"))
-    groups = index.values("group", rows)
+    groups = index.values("group", numbers)
     keeps_groups = len(np.unique(groups[groups != NO_GROUP])) >= _GROUPS_PER_FOLD * folds
     if keeps_groups:
         _, members = np.unique(groups, return_inverse=True)
@@ -313,7 +323,7 @@ def draw_folds(index: RecordIndex, split: str, folds: int, seed: int) -> NDArray
     positions = digests / 2.0**64
     labels = np.zeros(len(numbers), np.int64)
     if not index.has_many_labels:
-        labels = index.values("label", rows).astype(np.int64)
+        labels = index.values("label", numbers).astype(np.int64)
     drawn = np.full(len(numbers), folds - 1, np.uint8)
     left = np.arange(len(numbers))
     for fold in range(folds - 1):
@@ -322,7 +332,7 @@ def draw_folds(index: RecordIndex, split: str, folds: int, seed: int) -> NDArray
         drawn[left[chosen]] = fold
         left = left[~chosen]
         positions[left] = (positions[left] - share) / (1 - share)
-    return drawn
+    return drawn[copies.ravel()]
 
 
 def check_splits(config: TeachConfig, store: Store) -> None:
