@@ -74,7 +74,7 @@ class FoldTask:
         """Folder of the fold, which a task of a job array claims."""
         run = self.options.run
         path = run if is_address(run) else str(RunFolder(run).path)
-        root, _, teach = path.rpartition("/")  # a claim lies beside the folder
+        root, _, teach = path.rpartition("/")  # a claim lies next to the folder
         return rooted(root) / teach / self.name
 
     def is_done(self) -> bool:
