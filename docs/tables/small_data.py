@@ -17,22 +17,16 @@ _STANDARDS = {"none": "none", "channel": "channel", "phi_s": "phi_s"}
 
 
 def fold_teachers() -> str:
-    """Test accuracy of students without an outside teacher, and its difference from a teacher that has seen the images.
-
-    The demo's is that with swapped photographs.
-    """
+    """Test accuracy of students without an outside teacher, and its difference from a teacher that has seen the images."""
     rows: Rows = []
-    for experiment, data, metric in (
-        ("cifar10_folds", "CIFAR-10", "accuracy"),
-        ("demo_folds", "demo", "accuracy_swapped"),
-    ):
+    for experiment, data in (("cifar10_folds", "CIFAR-10"), ("demo_folds", "demo")):
         for variant, label in _FOLDS.items():
             runs = runs_of(experiment, variant)
-            cells = [by_seed(runs, metric), spread(runs, metric)]
+            cells = [by_seed(runs, "accuracy"), spread(runs, "accuracy")]
             for other in ("labels", variant.replace("_folds", "_one")):
                 compared = runs_of(experiment, other)
                 is_same = other == variant
-                cells.append(Cell("&ndash;") if is_same else difference(runs, compared, metric))
+                cells.append(Cell("&ndash;") if is_same else difference(runs, compared, "accuracy"))
             rows.append((f"{data}: {label}", cells))
     header = ("test accuracy, %", "by seed", "mean", "minus labels")
     return table((*header, "folds minus one teacher"), rows)
