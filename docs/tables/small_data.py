@@ -17,7 +17,7 @@ _STANDARDS = {"none": "none", "channel": "channel", "phi_s": "phi_s"}
 
 
 def fold_teachers() -> str:
-    """Test accuracy of students without an outside teacher, and its difference from a teacher that has seen the images."""
+    """Test accuracy of students without an outside teacher, minus students of labels, and folds minus one teacher."""
     rows: Rows = []
     for experiment, data in (("cifar10_folds", "CIFAR-10"), ("demo_folds", "demo")):
         for variant, label in _FOLDS.items():
