@@ -485,7 +485,8 @@ def _options_of_run(section: str, values: Any) -> Any:
         raise ConfigError(
             f"{section}={kind} needs {section}.weights=, the folder of a network that teach or distill has finished, "
             f"such as runs/my-teacher/teach; {section}.weights={values['weights']} is not one ({error})"
-            + "; if its folds are not finished, repeat permafrost teach" * (kind == FoldsModelConfig.kind)
+            + "; if its folds are not finished, repeat permafrost teach"
+            * (kind == FoldsModelConfig.kind)
         ) from error
     require_named(options.get("factory"), folder / _DESCRIPTION)
     if options.get("input_size") is None and len(sides) == 1:
