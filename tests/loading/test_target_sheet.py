@@ -39,8 +39,12 @@ def test_spread_and_accuracy_are_those_of_the_stored_values(frozen, tau):
     entropy = -(probs * np.log(probs)).sum(1).mean()
     assert sheet["entropy"].value.startswith(f"{entropy:.3g} of 2.3 nats")
     assert sheet["largest p"].value.startswith(f"{probs.max(1).mean():.3g} ")
-    right = (arrays["logits"].argmax(1) == arrays["label"]).mean()
-    assert sheet["accuracy"].value == f"train {right:.4g}"
+    correct, labels = arrays["logits"].argmax(1) == arrays["label"], arrays["label"]
+    present = np.unique(labels)
+    over_classes = np.mean([correct[labels == label].mean() for label in present])
+    assert sheet["accuracy"].value == (
+        f"train {correct.mean():.4g} (mean over {len(present)} classes {over_classes:.4g})"
+    )
     empty = np.ptp(arrays["map"].reshape(len(scaled), -1), axis=1) == 0
     assert sheet["empty maps"].value.startswith(f"{empty.mean():.1%} of {len(empty)}")
     assert sheet["logits"].value.startswith(f"{arrays['logits'].min():.4g} to ")

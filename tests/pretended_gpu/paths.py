@@ -101,6 +101,8 @@ def recorded_steps(steps: list[Numbers]) -> Iterator[None]:
     def step(training: Any, *arguments: Any, **options: Any) -> Any:
         for parameter in training.model.parameters():
             assert isinstance(parameter, DeviceTensor), "the model is not on the device"
+        if not steps:
+            RECORD.unrepeatable.clear()  # of the examination of the network, which is for shapes
         waits, launches = len(RECORD.waits), RECORD.launches.total()
         terms = original(training, *arguments, **options)
         thread = threading.current_thread().name

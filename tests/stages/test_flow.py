@@ -366,7 +366,8 @@ def test_an_evaluation_agrees_with_the_teacher_it_names(frozen):
         assert set(metrics) == {
             "records", "accuracy", "group_accuracy", "worst_group_accuracy", "epg", "iou", "agreement",
             "group_agreement", "kl_to_teacher", "teacher_accuracy", "teacher_epg", "map_cosine",
-            "valid_map_fraction", "epg_uniform", "majority_accuracy",
+            "valid_map_fraction", "epg_uniform", "majority_accuracy", "mean_class_accuracy",
+            "mean_class_accuracy_low", "mean_class_accuracy_high", "teacher_mean_class_accuracy",
         }  # fmt: skip
     assert evaluate.run(evaluate_config(frozen)) == result
 

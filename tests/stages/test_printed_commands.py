@@ -347,6 +347,7 @@ def test_every_next_command_in_the_source_has_a_run_that_prints_it():
     }
     verbs = {verb for printed in RUNS.values() for verb in printed}
 
+    modules.discard("permafrost.training.teacher_training")  # of which teach returns the result
     assert modules == {VERBS[verb].function.partition(":")[0] for verb in verbs}
 
 

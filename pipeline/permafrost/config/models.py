@@ -339,7 +339,7 @@ class MemoryModelConfig(ModelConfig):
         require(
             self.network is not None,
             f"{option}=memory: {self.name} is a network in the memory of a Python program, which no command can build; "
-            f"pass it there, as {option}=network or by permafrost.load_student(run, network=network), or name a "
+            f"pass it there, as {option}=network or by permafrost.load_student(run, network=...), or name a "
             f"function that builds it, {option}=module",
         )
         return super().resolve(option, store, columns)
