@@ -1,118 +1,350 @@
-"""Signals at seeded random moments of every verb, as child processes."""
+"""Verbs that are disturbed at seeded random moments, as child processes, and repeated.
+
+A world is a chain of folders, each with what the verbs before have made. A trial copies the folder in which its verb
+can run, starts the verb, disturbs it, and runs it again undisturbed. The folder must then have the bytes of one that
+was never disturbed, and nothing of the first process may be left.
+
+    Signal  SIGINT, SIGTERM or SIGKILL, to all processes of the verb or to one of a kind, after a fraction of its time
+    Fault   the system's answer to a call on a file (file_faults.c), from a fraction of the verb's calls on
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
+import obstore
+from PIL import Image
 
-from tests.support.processes import StageProcess, wait_until
+from tests.support.processes import StageProcess, alive, descendants, environment, title, wait_until
 from tests.support.sweeps import TWO_VARIANTS
 from tests.support.trees import all_files
 
-_STUDENT = ("student.name=resnet8", "student.width=4", "trainer.epochs=3", "trainer.batch_size=8")
-_DATA = (
-    *("data=demo", "data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
-    *("data.test_digits=10", "data.train_digits=40", "data.teacher_digits=12"),
-    *("data.teacher_placements=1", "data.test_placements=1", "store.shard_size=16"),
+_PHOTOS = ("data=image_folder", "data.path=photos", "store.image_size=32", "store.shard_size=16")
+_TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.width=4", "teacher.weights=random")
+_PASS = (*_TEACHER, "annotate.batch_size=8", "executor=serial", "data=none", "store.path=store")
+_TRAINER = ("trainer.epochs=8", "trainer.batch_size=8", "trainer.num_threads=1")
+_STUDENT = ("store.path=store", "student.name=resnet8", "student.width=4", *_TRAINER)
+_TEACH = (
+    *("store.path=store", *_TEACHER[:3], "teaching.trainer.epochs=8", "executor=serial"),
+    *("teaching.split=train", "teaching.trainer.batch_size=8", "teaching.trainer.num_threads=1"),
 )
-_TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.width=4")
-_STORE = ("store.path=store",)
+_VIEWS = ("augment=resized_crop_flip_randaugment_erasing", "views=random", "views.count=2")
+_NEW = (*_PHOTOS, *_TEACHER, "annotate.batch_size=8")
 VERBS: dict[str, tuple[str, ...]] = {
-    "precompute": (
-        *(*_STORE, *_DATA, *_TEACHER, "executor=serial", "run=made"),
-        *("teacher.weights=random", "annotate.batch_size=8"),
+    "precompute": ("precompute", *_NEW, "store.path=store", "executor=serial"),
+    "strong views": ("precompute", *_PASS, "annotate.name=strong", *_VIEWS),
+    "mixtures": (
+        *("precompute", *_PASS, "annotate.name=mixed", "views=random", "views.count=2"),
+        "views.mix=[{kind: mixup}]",
     ),
-    "teach": (
-        *(*_STORE, *_TEACHER, "run=taught", "teaching.split=teacher", "teaching.trainer.epochs=3"),
-        *("teaching.trainer.batch_size=8", "teaching.trainer.num_threads=1"),
+    "two actors": ("precompute", *_NEW, "store.path=ray", "executor=ray", "cluster.actors=2"),
+    "array": ("precompute", *_NEW, "store.path=array", "executor=array"),
+    "bucket": ("precompute", *_NEW, "store.path={bucket}", "executor=serial"),
+    "teach": ("teach", *_TEACH, "run=taught"),
+    "teach folds": ("teach", *_TEACH, "run=folds", "teaching.folds=2"),
+    "pass of folds": (
+        *("precompute", "store.path=store", "data=none", "executor=serial", "teacher=folds"),
+        *("teacher.weights=runs/folds/teach", "annotate.name=unseen"),
     ),
-    "distill": (*_STORE, *_STUDENT, "trainer.num_threads=1", "run=one", "method=e2kd"),
-    "evaluate": (*_STORE, "run=one", "evaluate.splits=[test]"),
-    "sweep": (*_STORE, *_STUDENT, TWO_VARIANTS, "seeds=[0]", "executor=serial", "run=grid"),
-    "report": (*_STORE, "run=one"),
-    "verify": _STORE,
+    "distill": ("distill", *_STUDENT, "run=one", "method=e2kd", "store.teacher=resnet8"),
+    "replay mixtures": (
+        *("distill", *_STUDENT, "run=mixed", "method=kd", "mode=replay", "store.teacher=mixed"),
+    ),
+    "evaluate": ("evaluate", "store.path=store", "run=one", "evaluate.splits=[test]"),
+    "sweep": (
+        *("sweep", *_STUDENT, TWO_VARIANTS, "seeds=[0]", "executor=serial", "run=grid"),
+        "store.teacher=resnet8",
+    ),
+    "report": ("report", "store.path=store", "run=one"),
+    "export": ("export", "store.path=store", "run=one"),
+    "verify": ("verify", "store.path=store"),
+    "append": ("precompute", *_NEW, "store.path=store", "executor=serial", "store.append=true"),
 }
-"""Words of every verb, in an order in which they can run after each other."""
-_TIMED = ("cost.json", "metrics.jsonl")
+"""Words of the verbs by name, in an order in which they can run after each other."""
+ON_RAY = ("two actors",)
+_TIMED = ("cost.json", "metrics.jsonl", "report.times.json")
 """Files whose content depends on the time."""
+_SHARED_MEMORY = Path("/dev/shm")
+_SECONDS = 300
+"""Limit of a verb's time, beyond which it hangs."""
 
 
-class Row(NamedTuple):
-    """A signal and what became of the verb."""
+@dataclass(frozen=True)
+class Signal:
+    """A signal after a fraction of the verb's time, from the moment at which it handles signals."""
+
+    number: signal.Signals
+    moment: float
+    victim: str = ""
+    """Part of the title of the one process that gets it; empty for all of them."""
+
+    def __str__(self) -> str:
+        return f"{self.number.name} to {self.victim or 'all'} at {self.moment:.3f}"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An effect of file_faults.c from a fraction of the verb's calls on."""
+
+    effect: str
+    moment: float
+    root: str = ""
+    """Folder below that of the verb whose files it concerns; empty for the whole, absolute elsewhere."""
+
+    def __str__(self) -> str:
+        return f"{self.effect} below {self.root or 'the folder'} at {self.moment:.3f}"
+
+
+@dataclass
+class Outcome:
+    """What became of a disturbed verb and of its repetition."""
 
     verb: str
-    signal: str
-    moment: float
-    """Fraction of the time of an uninterrupted verb, from the moment at which it handles signals."""
-    exit_code: int
-    message: str
+    disturbance: Signal | Fault
+    codes: list[int]
+    """Exit codes of the verb's processes."""
+    last_line: str
     """Last line of standard error."""
-    is_right: bool
-    """True if exit code and message are those of the signal, or if the verb had finished before."""
-    is_same: bool
-    """True if the same command again leaves the same bytes as one that was not interrupted."""
+    faults: list[str] = field(default_factory=list)
+    """What is wrong, in words."""
+
+    @property
+    def result(self) -> str:
+        """Name the outcome for the table."""
+        if self.faults:
+            return "wrong"
+        code = next((code for code in self.codes if code), 0)
+        if isinstance(self.disturbance, Fault):
+            return "named" if code else "not affected"
+        return f"ended with {code}" if code else "had finished"
 
 
-def signal_trials(trials: int, seed: int, folder: Path) -> Iterator[Row]:
-    """Interrupt the verbs in turn, each in a copy of the folder in which it can run."""
+class World:
+    """Folders before and after each verb.
+
+    Args:
+        folder: Place of the folders.
+        names: Verbs that are to be disturbed.
+        library: Compiled file_faults.c, for faults; it must be preloaded in this process's children.
+        bucket: Client of the bucket, for the verb that needs one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        bucket: Any = None,
+    ) -> None:
+        self.folder, self.bucket = folder, bucket
+        self.before: dict[str, Path] = {}
+        self.contents: dict[str, dict[str, bytes]] = {}
+        self.seconds: dict[str, float] = {}
+        self.calls: dict[tuple[str, str, str], int] = {}
+        base = folder / "0"
+        write_photos(base / "photos", range(12))
+        last = max(list(VERBS).index(name) for name in names)
+        for number, name in enumerate(list(VERBS)[: last + 1], start=1):
+            if name not in names and name in ("two actors", "array", "bucket", "report", "export"):
+                continue  # nothing else needs them
+            self.before[name] = base
+            base = shutil.copytree(base, folder / str(number))
+            if name == "append":
+                write_photos(base / "photos", range(12, 18))
+            started = time.monotonic()
+            for process in self.start(name, base, {}):
+                output, errors = process.communicate(_SECONDS)
+                assert process.returncode == 0, (name, output, errors)
+            self.seconds[name] = time.monotonic() - started
+            self.contents[name] = self.content(base)
+
+    def start(self, name: str, place: Path, variables: dict[str, str]) -> list[Any]:
+        """Start the processes of a verb, and wait until they handle signals."""
+        bucket = f"s3://bucket/{place.name}"
+        words = [word.format(bucket=bucket) if "{b" in word else word for word in VERBS[name]]
+        temporary = place.parent / f"{place.name}-tmp"
+        outputs = place.parent / f"{place.name}-out"
+        for folder in (temporary, outputs):
+            folder.mkdir(exist_ok=True)
+        variables = {"TMPDIR": str(temporary), "PERMAFROST_CACHE": f"{temporary}/cache"} | variables
+        if name in ON_RAY:
+            # A new interpreter: Ray starts processes of its own, which inherit the environment of its start.
+            program = [sys.executable, "-m", "permafrost", *words]
+            options = {"cwd": place, "start_new_session": True, "text": True}
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            started = [subprocess.Popen(program, env=environment() | variables, **options, **pipes)]
+        else:
+            count = 2 if name == "array" else 1
+            started = [
+                StageProcess("permafrost", words, place, variables=variables, outputs=outputs)
+                for _ in range(count)
+            ]
+        for process in started:
+            wait_until(lambda one=process: one.poll() is not None or _handles_signals(one.pid))
+        return started
+
+    def content(self, place: Path) -> dict[str, bytes]:
+        """Read all files that do not depend on the time, and the objects of the verb's store in the bucket."""
+        made = {
+            str(path.relative_to(place)): path.read_bytes()
+            for path in all_files(place)
+            if path.name not in _TIMED
+            and "tensorboard" not in path.parts
+            and not path.name.startswith("report.")
+        }
+        if self.bucket is not None:
+            for block in obstore.list(self.bucket, place.name):
+                for meta in block:
+                    key = meta["path"]
+                    if Path(key).name not in (".lock", ".origin.json", "facts.json"):
+                        made[key.partition("/")[2]] = bytes(obstore.get(self.bucket, key).bytes())
+        return made
+
+    def count_calls(self, name: str, fault: Fault) -> int:
+        """Count the calls of an undisturbed verb that a fault would concern."""
+        key = name, fault.effect, fault.root
+        if key not in self.calls:
+            outcome, made = self._disturbed(name, Fault(fault.effect, 2.0, fault.root), sys.maxsize)
+            assert not any(outcome.codes), outcome
+            self.calls[key] = made
+        return self.calls[key]
+
+    def trial(self, name: str, disturbance: Signal | Fault) -> Outcome:
+        """Disturb a verb, and repeat it."""
+        first = 0
+        if isinstance(disturbance, Fault):
+            first = int(disturbance.moment * self.count_calls(name, disturbance))
+        return self._disturbed(name, disturbance, first)[0]
+
+    def _disturbed(self, name: str, disturbance: Signal | Fault, first: int) -> tuple[Outcome, int]:
+        place = shutil.copytree(self.before[name], self.folder / "trial")
+        if name == "append":
+            write_photos(place / "photos", range(12, 18))
+        shared, variables = set(_SHARED_MEMORY.iterdir()), {}
+        log = self.folder / "calls"
+        log.write_bytes(bytes(16))
+        if isinstance(disturbance, Fault):
+            root = place / disturbance.root
+            variables = {"FAULT": disturbance.effect, "FAULT_ROOT": str(root)}
+            variables |= {"FAULT_AT": str(first), "FAULT_LOG": str(log)}
+        processes = self.start(name, place, variables)
+        members = self._disturb(name, processes, disturbance)
+        outcome = Outcome(name, disturbance, [], "")
+        texts = []
+        for process in processes:
+            try:
+                texts.append(process.communicate(_SECONDS))
+            except subprocess.TimeoutExpired:
+                outcome.faults.append("hangs")
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                texts.append(process.communicate())
+            outcome.codes.append(process.returncode)
+        made, failed = np.frombuffer(log.read_bytes(), np.int64)
+        self._judge(outcome, texts, int(failed))
+        deadline = time.monotonic() + 60
+        while (left := alive(members)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        outcome.faults += [f"process left: {title(pid)}" for pid in left]
+        if any(outcome.codes):
+            for process in self.start(name, place, {}):
+                _, errors = process.communicate(_SECONDS)
+                if process.returncode:
+                    outcome.faults.append(f"repeated: {errors[-1500:]}")
+        now, wanted = self.content(place), self.contents[name]
+        names = sorted(n for n in {*now, *wanted} if now.get(n) != wanted.get(n))
+        outcome.faults += [f"another content: {names}"] if names else []
+        memory = [path.name for path in set(_SHARED_MEMORY.iterdir()) - shared]
+        outcome.faults += [f"shared memory left: {memory}"] if memory else []
+        temporary = self.folder / "trial-tmp"
+        kept = [str(p.relative_to(temporary)) for p in temporary.glob("*") if p.name != "cache"]
+        outcome.faults += [f"temporary files left: {kept}"] if kept and name not in ON_RAY else []
+        for folder in (place, temporary, self.folder / "trial-out"):
+            shutil.rmtree(folder)
+        if self.bucket is not None:
+            for block in obstore.list(self.bucket, "trial"):
+                for meta in block:
+                    obstore.delete(self.bucket, meta["path"])
+        return outcome, int(made)
+
+    def _disturb(self, name: str, processes: list[Any], disturbance: Signal | Fault) -> list[int]:
+        """Send the signal, and return the ids of all processes of the verb."""
+        if isinstance(disturbance, Fault):
+            return []
+        time.sleep(disturbance.moment * self.seconds[name])
+        members = [pid for one in processes for pid in (one.pid, *descendants(one.pid))]
+        if disturbance.number != signal.SIGKILL:
+            for process in processes:
+                process.send_signal(disturbance.number)
+            return members
+        victims = members
+        if disturbance.victim:
+            victims = [pid for pid in members if disturbance.victim in title(pid)][:1]
+        for pid in victims:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return members
+
+    def _judge(self, outcome: Outcome, texts: list[tuple[str, str]], failures: int) -> None:
+        """Compare exit codes and messages with what the disturbance should cause."""
+        verb = VERBS[outcome.verb][0]
+        for (_, errors), code in zip(texts, outcome.codes, strict=True):
+            lines = errors.strip().splitlines() or [""]
+            outcome.last_line = lines[-1]
+            if "Traceback" in errors:
+                outcome.faults.append(f"traceback: {errors[-1500:]}")
+            if isinstance(outcome.disturbance, Fault):
+                if code not in (0, 1, 2):
+                    outcome.faults.append(f"exit code {code}: {errors[-500:]}")
+                elif code and not lines[-1].startswith(f"permafrost {verb}: error: "):
+                    outcome.faults.append(f"last line: {lines[-1]}")
+                elif code and not failures:
+                    outcome.faults.append(f"ends without a fault: {lines[-1]}")
+                continue
+            number = outcome.disturbance.number
+            if code == 0 or number == signal.SIGKILL:
+                continue
+            how, expected = (
+                ("terminated", 143) if number == signal.SIGTERM else ("interrupted", 130)
+            )
+            line = f"permafrost {verb}: {how}; the same command resumes where it stopped"
+            if code == -number and "seconds: " in texts[0][0]:
+                continue  # it had finished, and its interpreter was about to end
+            if code != expected or lines[-1] != line:
+                outcome.faults.append(f"exit code {code}, last line: {lines[-1]}")
+
+
+def write_photos(folder: Path, numbers: range) -> None:
+    """Write photographs of two classes and two splits with these numbers."""
+    for split in ("train", "test"):
+        for number in numbers:
+            for label, cls in enumerate(("cat", "dog")):
+                path = folder / split / cls / f"{number}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                random = np.random.default_rng([number, label, split == "test"])
+                coarse = random.integers(0, 255, (6, 6, 3), dtype=np.uint8)
+                image = Image.fromarray(coarse).resize((48, 40), Image.Resampling.BICUBIC)
+                image.save(path, quality=90)
+
+
+def signals(
+    names: Sequence[str], count: int, seed: int, numbers: Sequence[signal.Signals]
+) -> Iterator[tuple[str, Signal]]:
+    """Draw as many trials, whose verbs and signals take turns."""
     random = np.random.default_rng(seed)
-    base, references, seconds = folder / "0", {}, {}
-    base.mkdir()
-    for number, verb in enumerate(VERBS, start=1):
-        references[verb] = base
-        base = shutil.copytree(base, folder / str(number))
-        process = _start(verb, base)
-        started = time.monotonic()
-        output, errors = process.communicate()
-        seconds[verb] = time.monotonic() - started
-        assert process.returncode == 0, (verb, output, errors)
-    after = {v: folder / str(n) for n, v in enumerate(VERBS, start=1)}
-    for trial in range(trials):
-        verb = list(VERBS)[trial % len(VERBS)]
-        number = (signal.SIGTERM, signal.SIGINT)[trial // len(VERBS) % 2]
-        moment = float(random.uniform())
-        place = shutil.copytree(references[verb], folder / "trial")
-        yield _trial(verb, number, moment, moment * seconds[verb], place, after[verb])
-        shutil.rmtree(place)
-
-
-def _trial(
-    verb: str, number: signal.Signals, moment: float, delay: float, place: Path, after: Path
-) -> Row:
-    process = _start(verb, place)
-    time.sleep(delay)
-    process.send_signal(number)
-    output, errors = process.communicate()
-    message = (errors.strip().splitlines() or [""])[-1]
-    how, code = ("terminated", 143) if number == signal.SIGTERM else ("interrupted", 130)
-    line = f"permafrost {verb}: {how}; the same command resumes where it stopped"
-    ended = process.returncode == code and message == line and "Traceback" not in errors
-    has_finished = "seconds: " in output and process.returncode in (0, -number)
-    again = _start(verb, place)
-    _, problems = again.communicate()
-    assert again.returncode == 0, (verb, moment, problems)
-    return Row(
-        verb,
-        number.name,
-        round(moment, 3),
-        process.returncode,
-        message,
-        ended or has_finished,
-        _content(place) == _content(after),
-    )
-
-
-def _start(verb: str, place: Path) -> StageProcess:
-    """Start a verb, and wait until it handles signals."""
-    process = StageProcess("permafrost", [verb, *VERBS[verb]], place)
-    wait_until(lambda: process.poll() is not None or _handles_signals(process.pid))
-    return process
+    for trial in range(count):
+        number = numbers[trial // len(names) % len(numbers)]
+        yield names[trial % len(names)], Signal(number, float(random.uniform()))
 
 
 def _handles_signals(pid: int) -> bool:
@@ -123,14 +355,3 @@ def _handles_signals(pid: int) -> bool:
         return False
     caught = next((line for line in lines if line.startswith("SigCgt")), "SigCgt: 0")
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
-
-
-def _content(folder: Path) -> dict[str, bytes]:
-    """Bytes of all files that do not depend on the time."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in all_files(folder)
-        if path.name not in _TIMED
-        and "tensorboard" not in path.parts
-        and not path.name.startswith(".permafrost-")
-    }

@@ -9,6 +9,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -57,12 +58,16 @@ class StageProcess:
 
     module      module that is run, such as "stages.precompute"
     file_limit  largest size of a file in bytes that the process may write, None without a limit
+    variables   variables of its environment beyond those of the fork server
+    outputs     folder of what it prints, if that is not to be the folder in which it runs
     """
 
-    def __init__(self, module, words, folder, file_limit=None):
-        self._outputs = [folder / f".{module}-{time.monotonic_ns()}-{name}" for name in "oe"]
+    def __init__(self, module, words, folder, file_limit=None, variables=None, outputs=None):
+        outputs = outputs or folder
+        self._outputs = [outputs / f".{module}-{time.monotonic_ns()}-{name}" for name in "oe"]
         self._process = fork_server().Process(
-            target=_run_module, args=(module, words, folder, self._outputs, file_limit)
+            target=_run_module,
+            args=(module, words, folder, self._outputs, file_limit, variables or {}),
         )
         self._process.start()
         self.pid = self._process.pid
@@ -93,9 +98,13 @@ class StageProcess:
         return tuple(path.read_text() for path in self._outputs)
 
 
-def _run_module(module, words, folder, outputs, file_limit):
+def _run_module(module, words, folder, outputs, file_limit, variables):
     os.setsid()
     os.chdir(folder)
+    os.environ.update(variables)
+    tempfile.tempdir = None  # the fork server may have asked for its place
+    # Locks of a fork server's children have names, which a killed process would leave in /dev/shm.
+    multiprocessing.set_start_method(None, force=True)
     # Children of a shell's background job would ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream, path in zip((sys.stdout, sys.stderr), outputs, strict=True):

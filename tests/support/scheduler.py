@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pytest
 
 ON_RAY = "on Ray or a server"
-_SIGNS = ("pytest.mark.ray", "tests.support.ranks", "tests.support.signals", "fork_server")
+_SIGNS = ("pytest.mark.ray", "tests.support.ranks", "tests.support.disturbances", "fork_server")
 
 
 @cache

@@ -1,9 +1,9 @@
 """Facts about a training, its weights among them, which its folder keeps and which are logged before the first step."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
-import re
 import numpy as np
 import pytest
 

@@ -128,8 +128,9 @@ def _pass_sheets(
         _decode_threads(plan.config.cluster, executor),
     )
     sheets = {sheet.subject: sheet for sheet in (teacher, targets, machine)}
-    remove_partial_files(plan.folder)  # of a call that was killed while it wrote them
-    write_sheets(plan.folder, sheets)
+    with executor.alone(plan.folder, "writes the facts"):  # no other task may remove the new file
+        remove_partial_files(plan.folder)  # of a call that was killed while it wrote them
+        write_sheets(plan.folder, sheets)
     return sheets
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from statistics import mean
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +59,9 @@ class FoldTask:
     """Task that trains and evaluates the network of one fold, in any process of the task runner."""
 
     options: TeachConfig
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FoldTask, (with_absolute_paths(self.options),)
 
     @property
     def name(self) -> str:
@@ -111,7 +115,7 @@ class FoldsPlan(Plan):
         self.options, self.store = options, store
         self.run_folder = RunFolder(options.run)
         self.folder = self.run_folder.path / "teach"
-        each = replace(with_absolute_paths(options), run=f"{options.run}/teach")
+        each = replace(options, run=f"{options.run}/teach")
         self.tasks = [
             FoldTask(replace(each, teaching=replace(each.teaching, fold=fold)))
             for fold in range(options.teaching.folds)
