@@ -5,6 +5,7 @@ import gc
 import itertools
 import logging
 import os
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -87,8 +88,16 @@ def test_a_training_goes_on_without_events_where_they_have_no_room(tmp_path, mon
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(RecordWriter, "write", full)
+    printed = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    trackers._leave_to_the_client.cache_clear()
     with caplog.at_level(logging.WARNING, "permafrost"):
         write_lines(tmp_path, LINES)
+    assert printed == []
+    other = threading.Thread(target=full)
+    other.start()
+    other.join()
+    assert [failed.thread for failed in printed] == [other]
     (warning,) = caplog.messages
     assert f"logger=tensorboard cannot write the run in {tmp_path}/tensorboard" in warning
     assert os.strerror(errno.ENOSPC) in warning

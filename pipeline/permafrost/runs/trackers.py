@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
@@ -211,12 +213,25 @@ class TrackerClient(ABC):
         """End the run, as finished or as failed."""
 
 
+@cache
+def _leave_to_the_client() -> None:
+    """Print no traceback of TensorBoard's threads, as their error is raised at the client's next call."""
+    of_others = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not type(failed.thread).__module__.startswith("tensorboard."):
+            of_others(failed)
+
+    threading.excepthook = hook
+
+
 class TensorBoard(TrackerClient):
     """Events in a folder, of which those of a killed run from the first step on are not shown."""
 
     def __init__(self, tracked: TrackedRun, first_step: int, last_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        _leave_to_the_client()
         self._writer: Any = SummaryWriter(str(tracked.files), purge_step=first_step or None)
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
