@@ -47,7 +47,7 @@ RECIPE = "recipe"
 """Name of the measurement of all operations together, each with its own probability."""
 
 
-def check_equivariance(context: EvaluationContext) -> Mapping[str, str]:
+def check_equivariance(context: EvaluationContext) -> None:
     """Raise ConfigError unless the model is a teacher of images whose pass contains its maps."""
     model, passes = context.config.model, context.dataset.passes
     require(
@@ -62,7 +62,6 @@ def check_equivariance(context: EvaluationContext) -> Mapping[str, str]:
         f"evaluators=equivariance needs the teacher's maps or features, but {lacking}; run permafrost precompute with "
         "this teacher and annotate.outputs=[logits,maps], or name its pass with store.teacher=",
     )
-    return {}
 
 
 def evaluate_equivariance(context: EvaluationContext) -> dict[str, dict[str, float]]:

@@ -9,7 +9,7 @@ Shape letters: N training records, B evaluated records, d features, K classes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ _QUERIES = 256
 """Records whose neighbors are searched at once."""
 
 
-def _check(context: EvaluationContext, evaluator: str) -> Mapping[str, str]:
+def _check(context: EvaluationContext, evaluator: str) -> None:
     require_images(context.store, f"evaluators={evaluator}", "remove it from evaluators")
     require_one_label(context, evaluator)
     blank = torch.zeros(1, 3, *context.model.input_size, device=context.model.device)
@@ -56,7 +56,6 @@ def _check(context: EvaluationContext, evaluator: str) -> Mapping[str, str]:
         f"evaluators={evaluator} learns from evaluate.{evaluator}.train_split={options.train_split}, whose records "
         f"that are not in {context.split} have {len(classes)} class(es), and 2 are needed; name another split",
     )
-    return {}
 
 
 def _training_records(

@@ -9,7 +9,6 @@ a network's explanation moves with the content, the curve is constantly 1. If a 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -217,14 +216,13 @@ def _shift(context: EvaluationContext) -> dict[str, Any]:
     )
 
 
-def _check_shift(context: EvaluationContext) -> Mapping[str, str]:
+def _check_shift(context: EvaluationContext) -> None:
     if (pixels := context.options.of(ShiftOptions).pixels) is None:
         raise ConfigError(
             "evaluators=shift needs evaluate.shift.pixels; set it, for example evaluate.shift.pixels=32"
         )
     require_images(context.store, f"evaluate.shift.pixels={pixels}", "set it to null")
     check_shift("evaluate.shift.pixels", pixels, context.model.input_size)
-    return {}
 
 
 EVALUATOR = Evaluator(_shift, _check_shift)

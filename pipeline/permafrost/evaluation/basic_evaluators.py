@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 from permafrost.config.evaluation import feature_probes
@@ -51,9 +50,9 @@ def _localization(context: EvaluationContext) -> dict[str, Any]:
     return localization_metrics(context.predictions)
 
 
-def _check_localization(context: EvaluationContext) -> Mapping[str, str]:
+def _check_localization(context: EvaluationContext) -> None:
     if context.has_regions or context.has_maps:
-        return {}
+        return
     names = [folder.name for folder in context.store.pass_folders()]
     if names and not context.dataset.passes:
         needs = f"no teacher pass is named, and {context.split} has no {context.options.region}; set store.teacher="
@@ -66,7 +65,6 @@ def _check_localization(context: EvaluationContext) -> Mapping[str, str]:
     if context.config.evaluators is not None:
         raise ConfigError(f"evaluators={','.join(context.config.evaluators)}, but {needs}")
     logger.info("%s", needs)
-    return {}
 
 
 LOCALIZATION = Evaluator(_localization, _check_localization)

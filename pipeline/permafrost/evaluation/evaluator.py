@@ -127,20 +127,15 @@ class Page(NamedTuple):
     (permafrost_report/evaluator_sections.py)."""
 
 
-def needs_nothing_else(context: EvaluationContext) -> Mapping[str, str]:
-    """Return the files that the evaluator reads; none by default."""
-    return {}
-
-
 class Evaluator(NamedTuple):
     """An evaluator of one split."""
 
     run: Callable[[EvaluationContext], Mapping[str, Any]]
     """Function that computes the metrics of one split as JSON values, and writes large results to context.folder."""
-    check: Callable[[EvaluationContext], Mapping[str, str]] = needs_nothing_else
+    check: Callable[[EvaluationContext], Mapping[str, str] | None] = lambda context: None
     """Function called before anything is computed. It raises ConfigError if a requirement is missing, and returns
     path -> sha256 of the files that the evaluator reads in addition to the model, the store and the passes (such as
-    another student)."""
+    another student), or None for none."""
     page: Page | None = None
     """Section in the report, None if the report shows the numbers elsewhere."""
 

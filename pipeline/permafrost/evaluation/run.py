@@ -102,7 +102,7 @@ def _add_results(
         evaluator: {
             path: digest
             for context in contexts
-            for path, digest in evaluators[evaluator].check(context).items()
+            for path, digest in (evaluators[evaluator].check(context) or {}).items()
         }
         for evaluator in missing
     }

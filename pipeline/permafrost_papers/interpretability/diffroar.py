@@ -16,7 +16,7 @@ channels), K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -199,7 +199,7 @@ def _cut(rows: Tensor, size: int) -> list[Tensor]:
 NAME = "diffroar"
 
 
-def check_diffroar(context: EvaluationContext) -> Mapping[str, str]:
+def check_diffroar(context: EvaluationContext) -> None:
     """Raise ConfigError unless there are images with one label each to train on besides the evaluated ones."""
     require_images(context.store, f"evaluators={NAME}", "leave it out of evaluators")
     require_one_label(context, NAME)
@@ -224,7 +224,6 @@ def check_diffroar(context: EvaluationContext) -> Mapping[str, str]:
         f"{classes} classes of {split}, and of fewer than {needed} (evaluate.{NAME}.records_per_class) a probe learns "
         f"nothing with any mask, so that DiffROAR is 0 for every network; {hint}",
     )
-    return {}
 
 
 def evaluate_diffroar(context: EvaluationContext) -> dict[str, Any]:

@@ -20,7 +20,7 @@ GradCAM map, after its ReLU, has no band below 0. Shape letters: B batch, H W th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,7 +161,7 @@ class BandCounts:
 # ---- the evaluator -----------------------------------------------------------------------------------
 
 
-def check_five_band(context: EvaluationContext) -> Mapping[str, str]:
+def check_five_band(context: EvaluationContext) -> None:
     """Raise ConfigError unless the split has masks of two levels."""
     require_images(context.store, f"evaluators={NAME}", "leave it out of evaluators")
     require(
@@ -171,7 +171,6 @@ def check_five_band(context: EvaluationContext) -> Mapping[str, str]:
     )
     first = context.dataset.__getitems__(list(range(min(_CHECKED, len(context.dataset)))))
     _require_levels(context, first)
-    return {}
 
 
 def _require_levels(context: EvaluationContext, batch: Batch) -> None:

@@ -14,7 +14,7 @@ the stored map.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,11 +37,10 @@ from permafrost_papers.probe_set import balanced_positions
 NAME = "gradient_alignment"
 
 
-def check_gradient_alignment(context: EvaluationContext) -> Mapping[str, str]:
+def check_gradient_alignment(context: EvaluationContext) -> None:
     """Raise ConfigError unless the records are images with one label each."""
     require_images(context.store, f"evaluators={NAME}", "leave it out of evaluators")
     require_one_label(context, NAME)
-    return {}
 
 
 def evaluate_gradient_alignment(context: EvaluationContext) -> dict[str, Any]:
