@@ -46,22 +46,28 @@ _AUTOMATIC: tuple[PassPrecision, ...] = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassPlan:
-    """The plan of a pass: its identity, its folder, the shards that it covers and those that are missing."""
+class PassTeacher:
+    """The teacher of passes over a store, and how they explain it."""
 
     config: PrecomputeConfig
     """Options of the command."""
-    options: PassOptions
-    """Options of the pass, of which none is `auto`."""
     store: Store
     teacher: ModelConfig
     classes: Sequence[str]
-    """Names of the classes of the store when the teacher was first run on it."""
+    """Names of the classes that the store had when the teacher was trained, at least those of its first generation."""
     explainer: ExplainerConfig
+    added: dict[str, Any]
+    """Part of the description of a pass that outputs state of the teacher."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassPlan(PassTeacher):
+    """The plan of a pass: its identity, its folder, the shards that it covers and those that are missing."""
+
+    options: PassOptions
+    """Options of the pass, of which none is `auto`."""
     description: dict[str, Any]
     """Description in the pass's manifest, covered by the fingerprint."""
-    added: dict[str, Any]
-    """Part of the description that outputs add about the teacher."""
     fingerprint: str
     folder: RootedPath
     shards: Sequence[ShardEntry]
@@ -106,22 +112,13 @@ class PassPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassRequest:
+class PassRequest(PassTeacher):
     """The passes of a teacher over a store that options ask for, in any of the precisions that `auto` allows."""
 
-    config: PrecomputeConfig
-    """Options of the command."""
-    store: Store
-    teacher: ModelConfig
     network: Network
     """The teacher with its weights, whose digest is computed once."""
-    classes: Sequence[str]
-    """Names of the classes that the store had when the teacher was trained, at least those of its first generation."""
-    explainer: ExplainerConfig
     described: dict[str, Any]
     """Description of the teacher."""
-    added: dict[str, Any]
-    """Part of the description of a pass that outputs state of the teacher."""
 
     def warn_of_aliasing(self) -> None:
         """Warn of a teacher whose inputs are much smaller than the frames, so that it misses pixels."""
@@ -243,8 +240,11 @@ def request_passes(config: PrecomputeConfig, store: Store) -> PassRequest:
     """
     teacher = config.teacher
     assert not isinstance(teacher, NoModelConfig)
-    classes = _classes_of_teacher(teacher, store)
+    outputs = teacher.classes or len(Network(teacher, ()).own_classes)
+    known = store.manifest.classes_of(outputs)
     store = store.part(0, 1)
+    # Those that the store had when as many were known as the teacher has outputs, at first by default.
+    classes = max(store.manifest.classes, known, key=len)
     network = Network(teacher, classes)
     if config.annotate.reads_head:
         network.require_outputs()
@@ -258,13 +258,6 @@ def request_passes(config: PrecomputeConfig, store: Store) -> PassRequest:
         described=network.describe(reads_head=config.annotate.reads_head),
         added=describe_network(config.annotate.outputs, teacher, classes),
     )
-
-
-def _classes_of_teacher(teacher: ModelConfig, store: Store) -> tuple[str, ...]:
-    """Return the classes that a store had when as many were known as the teacher has outputs, at first by default."""
-    outputs = teacher.classes or len(Network(teacher, ()).own_classes)
-    at_first = store.part(0, 1).manifest.classes
-    return max(at_first, store.manifest.classes_of(outputs), key=len)
 
 
 def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None = None) -> PassPlan:

@@ -65,16 +65,22 @@ def measure_sample(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleTask(ABC, Generic[Report]):
-    """Base of tasks that measure something with the teacher of a pass on a sample of its records."""
+class TeacherTask:
+    """Options of tasks that run the teacher of a pass on records of a store."""
 
     needs_gpu: ClassVar[bool] = True
     store_path: RootedPath
     teacher: ModelConfig
-    classes: DataClasses
     explainer: ExplainerConfig
     config: PassOptions
     num_threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleTask(TeacherTask, ABC, Generic[Report]):
+    """Base of tasks that measure something with the teacher of a pass on a sample of its records."""
+
+    classes: DataClasses
 
     @property
     def subject(self) -> Subject:

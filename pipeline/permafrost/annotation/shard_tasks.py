@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,10 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.annotation.samples import TeacherTask
 from permafrost.annotation.stored_views import DrawnViews, StoredViews, read_arrays
-from permafrost.config.explainers import ExplainerConfig
-from permafrost.config.models import ModelConfig
-from permafrost.config.store import PassOptions
 from permafrost.core.errors import device_errors
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.records import NO_LABEL, TOP_CLASS
@@ -45,19 +43,13 @@ from permafrost.store.shards import ShardEntry
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnnotateShard:
+class AnnotateShard(TeacherTask):
     """Task that writes the rows of a ShardEntry in the pass's fields, and their commit marker."""
 
-    needs_gpu: ClassVar[bool] = True
-    store_path: RootedPath
     folder: RootedPath
     fields: PassFields
     fingerprint: str
-    teacher: ModelConfig
     classes: Sequence[str]
-    explainer: ExplainerConfig
-    config: PassOptions
-    num_threads: int
     decode_threads: int = 1
     views: StoredViews | None = None
     """Stored views and their records, None for the canonical view of all records."""

@@ -19,6 +19,7 @@ from permafrost.core.errors import require, shorten
 from permafrost.models.trained_weights import (
     DESCRIPTION_NAME,
     MODEL_NAME,
+    TrainingFacts,
     check_trained_weights,
     read_entries,
     require_classes,
@@ -39,28 +40,12 @@ EXPORT_FOLDER = "export"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedModel:
+class TrainedModel(TrainingFacts):
     """Content of model.json: everything needed in addition to the weights to build the network again."""
 
     config: ModelConfig
-    num_classes: int
-    input_size: tuple[int, int]
-    """Input size (height, width)."""
-    classes: tuple[str, ...] = ()
-    """Class names, if the outputs are the classes of the data."""
-    teachers: tuple[str, ...] = ()
-    """Names of the passes it was trained on."""
-    split: str = "train"
     subset: SubsetOptions = field(default_factory=SubsetOptions)
     """Subset of the split that it was trained on, so that the held-out records can be evaluated."""
-    steps: int | None = None
-    """Number of steps of its training, None if it was not trained by a run."""
-    precision: str | None = None
-    """Precision of the forward passes of its training, None if it was not trained by a run."""
-    picture: Picture | None = None
-    """Picture that it receives outside of random views; None for a table, or if that is not known."""
-    explainer: str = ""
-    """Value of method.explainer in its training, empty if it is explained as its teacher is."""
 
     def in_frame(self, frame: str, store: Store) -> TrainedModel:
         """Return it with the picture that evaluate.frame means for it in a store; that of a table stays None.

@@ -58,31 +58,40 @@ _INFERRED = ("mean", "std", "columns")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelDescription:
+class TrainingFacts:
+    """Facts about a trained network that model.json has and that building it again needs."""
+
+    num_classes: int
+    input_size: tuple[int, int]
+    """Input size (height, width)."""
+    classes: tuple[str, ...] = ()
+    """Class names, if the outputs are the classes of the data."""
+    teachers: tuple[str, ...] = ()
+    """Names of the passes it was trained on."""
+    split: str = "train"
+    steps: int | None = None
+    """Number of steps of its training, None if it was not trained by a run."""
+    precision: str | None = None
+    """Precision of the forward passes of its training, None if it was not trained by a run."""
+    picture: Picture | None = None
+    """Picture that it receives outside of random views; None for a table, or if that is not known."""
+    explainer: str = ""
+    """Value of method.explainer in its training, empty if it is explained as its teacher is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription(TrainingFacts):
     """Entries of model.json."""
 
     model: dict[str, Any]
     """Options of the network, as plain values."""
-    num_classes: int
-    classes: tuple[str, ...]
-    input_size: tuple[int, int]
-    teachers: tuple[str, ...]
-    split: str
     subset: dict[str, Any]
-    steps: int | None
-    """Number of steps of its training, None if it was not trained by a run."""
     parameters: int
     """Number of parameters."""
     macs: int
     """Multiply-accumulates of a forward pass of one record."""
     weights_sha256: str
     """SHA-256 of model.safetensors."""
-    precision: str | None = None
-    """Precision of the forward passes of its training, None if it was not trained by a run."""
-    picture: Picture | None = None
-    """Picture that it receives outside of random views; None if that is not known."""
-    explainer: str = ""
-    """Value of method.explainer in its training, empty if it is explained as its teacher is."""
     run: str | None = None
     """Identity of the run that trained it, as its config has it; None if it was not trained by one."""
 

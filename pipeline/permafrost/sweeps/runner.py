@@ -41,20 +41,26 @@ logger = logging.getLogger("permafrost.sweep")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentRun:
-    """A student to train, unless it is trained, and to evaluate. The run is done when its metrics exist."""
+class ComposedStudent:
+    """Options of a student's training and evaluation."""
 
     distill: DistillConfig
     evaluate: EvaluateConfig
     records: int
     """Number of records that an epoch reads."""
-    metrics_folder: str = "evaluate"
-    """Folder of the metrics within the run's folder."""
 
     @property
     def name(self) -> str:
         """Name of the student's run."""
         return self.distill.run
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentRun(ComposedStudent):
+    """A student to train, unless it is trained, and to evaluate. The run is done when its metrics exist."""
+
+    metrics_folder: str = "evaluate"
+    """Folder of the metrics within the run's folder."""
 
     @property
     def baselines(self) -> tuple[str, ...]:
@@ -88,30 +94,21 @@ class StudentRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Student:
+class Student(ComposedStudent):
     """One student of the sweep."""
 
     variant: str
     point: Point
     """Point of the grid, restricted to the options that its variant has."""
     seed: int
-    distill: DistillConfig
-    evaluate: EvaluateConfig
     reads: dict[str, str]
     """Fingerprints of the store and of the passes of its training, by name."""
     fingerprints: tuple[str, ...]
     """Fingerprints of all inputs of its training."""
-    records: int
-    """Number of records that an epoch reads."""
     evaluated: Store
     """Store of the records to evaluate."""
     compared: dict[str, str]
     """Fingerprints of the passes that it is compared with, by name, if store.teacher names them for that alone."""
-
-    @property
-    def name(self) -> str:
-        """Name of the student's run."""
-        return self.distill.run
 
     def record_reads(self) -> None:
         """Write what it reads into the folder of its training, which keeps to it, unless the folder has options."""
@@ -247,7 +244,12 @@ class StudentRunner:
             for outcome in self.executor.run_tasks(tasks, show, self.at_once):
                 check_interrupted()
                 RunFiles(outcome.name).fetch()  # of the machine that ran it
-                error = outcome.error or _invisible(missing[outcome.name])
+                run, error = missing[outcome.name], outcome.error
+                if not error and not run.is_done:
+                    error = (
+                        f"{run.metrics} of the machine that ran it is not visible here; set run= to a folder on shared "
+                        "storage"
+                    )
                 if outcome.traceback:
                     logger.error("%s failed:", outcome.name)
                     for line in outcome.traceback.splitlines():
@@ -264,10 +266,3 @@ class StudentRunner:
                 logger.info(
                     "%s evaluated on %s (%d of %d)", outcome.name, splits, finished, len(missing)
                 )
-
-
-def _invisible(run: StudentRun) -> str:
-    """Return an error message if a task finished but its metrics are not visible here, otherwise an empty string."""
-    if run.is_done:
-        return ""
-    return f"{run.metrics} of the machine that ran it is not visible here; set run= to a folder on shared storage"

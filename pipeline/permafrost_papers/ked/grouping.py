@@ -33,10 +33,9 @@ _DECIMALS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grouping:
-    """A partition and the facts of its search."""
+class GroupingFacts:
+    """Facts about the search of a partition."""
 
-    partition: Partition
     seed: int
     neighbors: int
     """Number k of strongest edges kept for each feature. An edge is kept if either of its features keeps it."""
@@ -48,6 +47,13 @@ class Grouping:
     """Modularity of the partitions into 1, 2, ... M superfeatures, on the sparsified graph at resolution 1."""
     null_features: tuple[int, ...]
     """Features that were not clustered, but assigned to the superfeature of their nearest feature."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouping(GroupingFacts):
+    """A partition and the facts of its search."""
+
+    partition: Partition
 
 
 def group_features(

@@ -46,7 +46,7 @@ from permafrost.store.artifacts import Artifact, load_artifact
 from permafrost.store.reader import Store
 from permafrost_papers.ked.curvature import feature_scales, pixel_probes, table_probes
 from permafrost_papers.ked.dependency import DependencySums, measure_dependency
-from permafrost_papers.ked.grouping import Grouping, count_dependent, group_features
+from permafrost_papers.ked.grouping import Grouping, GroupingFacts, count_dependent, group_features
 from permafrost_papers.ked.options import PARTITION_NAME, AdditiveModelConfig, KEDTeachingConfig
 from permafrost_papers.ked.partition import Partition
 from permafrost_papers.probe_set import balanced_order
@@ -57,19 +57,13 @@ _MADE_BY = "permafrost teach with teaching=ked"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartitionFacts:
+class PartitionFacts(GroupingFacts):
     """Description of the artifact."""
 
     grid: tuple[int, int] | None
     records: int
     split_half: float | None
     """Spearman correlation of two halves of the records, None if they cannot be compared."""
-    seed: int
-    neighbors: int
-    resolution: float
-    communities: int
-    modularity: tuple[float, ...]
-    null_features: tuple[int, ...]
     dependency_sha256: str
     partition_sha256: str
     made_with: dict[str, str]
