@@ -32,7 +32,7 @@ from permafrost.store.commit_markers import (
 from permafrost.store.index_writer import StoreTablesWriter
 from permafrost.store.manifest import fingerprint_store, write_manifest
 from permafrost.store.reader import BACKENDS, Store
-from permafrost.store.shards import SHARDS_NAME, PassShard, PassShardTable, pass_shard_row
+from permafrost.store.shards import SHARDS_NAME, PassShard, PassShardTable, shard_row
 from permafrost_sources.options import DigitsDataConfig
 from tests.support.verbs import precompute
 
@@ -121,7 +121,7 @@ def _write_pass(store: Store, template: Store, folder: Path) -> None:
             entry = PassShard(
                 name=shard.name, rows=SHARD_RECORDS, keys_sha256=shard.keys_sha256, files=files
             )
-            table.append(**pass_shard_row(entry, digest))
+            table.append(**shard_row(entry, digest))
     manifest = replace(
         taught.manifest,
         store_fingerprint=store.manifest.fingerprint,

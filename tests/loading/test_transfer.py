@@ -21,6 +21,7 @@ from permafrost.loading.transfer import move_batch, read_ahead
 from permafrost.store.entries import ManifestError
 from permafrost.store.reader import Store
 from permafrost_papers.e2kd.guided import GuidanceSource
+from permafrost_papers.e2kd.options import GuidedTeachingConfig
 from tests.gpu.inputs import pack, precompute_config, write_images
 from tests.gpu.scale import TINY
 from tests.support.verbs import precompute
@@ -57,7 +58,7 @@ def test_the_regions_of_a_guided_step_are_made_without_reading_from_the_device(
         masks = torch.where(batch.masks > 0, numbers, 0)
         batch = replace(batch, labels=torch.eye(10)[batch.labels], masks=masks)
     batch = replace(batch, canonical_from_view=torch.eye(3).expand(8, 3, 3))
-    source = GuidanceSource(kind, 10, (16, 16))
+    source = GuidanceSource(GuidedTeachingConfig(region=kind), 10, (16, 16))
 
     torch.manual_seed(0)
     (on_host,) = source(batch, TargetRequest((4, 4)))

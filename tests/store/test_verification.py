@@ -16,7 +16,7 @@ from permafrost.store.entries import ManifestError
 from permafrost.store.index_writer import remove_other_tables
 from permafrost.store.manifest import read_pass_manifest, read_store_manifest, write_manifest
 from permafrost.store.reader import Store, TeacherPass
-from permafrost.store.shards import SHARDS_NAME, PassShardTable, pass_shard_row
+from permafrost.store.shards import SHARDS_NAME, PassShardTable, shard_row
 from permafrost.store.verification import verify_store
 from permafrost.verbs import verify
 from tests.support.runs import distill_config
@@ -98,7 +98,7 @@ def test_values_out_of_range_name_field_record_and_shard(copy, frozen):
         for number, own in enumerate(manifest.shards):
             files = written.files if own.name == shard.name else own.files
             digest = manifest.shards.marker_sha256(number)
-            table.append(**pass_shard_row(replace(own, files=files), digest))
+            table.append(**shard_row(replace(own, files=files), digest))
     shards = PassShardTable(teacher.folder, table.file)
     manifest = replace(manifest, shards=shards)
     write_manifest(teacher.folder, manifest)

@@ -60,6 +60,7 @@ from permafrost.storage.rooted_paths import name_of_path
 from permafrost.storage.untrusted import load_tensors
 from permafrost.store.commit import needs_commit, remove_shared_leftovers
 from permafrost.store.commit_pass import commit_pass, missing_pass_shards
+from permafrost.store.entries import ManifestError
 from permafrost.store.facts import FactSheet, announce, read_sheets, write_sheets
 from permafrost.store.fields import PassFields
 from permafrost.store.manifest import (
@@ -71,7 +72,6 @@ from permafrost.store.manifest import (
     read_pass_manifest,
 )
 from permafrost.store.projections import (
-    check_projections,
     describe_projections,
     read_projections,
     write_projection,
@@ -543,8 +543,13 @@ def _fit_projections(plan: PassPlan, executor: Executor) -> None:
     fit_projections(executor, task, plan.store.shards, plan.config.split)
     if executor.name == "array":
         file_at(mark).write(b"fitted")
-    check_projections(plan.folder, listed)
     for field, entry in describe_projections(plan.folder).items():
+        require(
+            field not in listed or listed[field].file.sha256 == entry.file.sha256,
+            f"{plan.folder / entry.file.path} is not the projection that the features were stored with, and a new fit "
+            f"differs in its last bits; delete {plan.folder} and run permafrost precompute again",
+            ManifestError,
+        )
         logger.info(
             "%s: %d components of %d channels keep %.1f%% of their variance",
             field,

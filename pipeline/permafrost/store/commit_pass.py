@@ -45,7 +45,7 @@ from permafrost.store.shards import (
     PassShard,
     PassShardTable,
     ShardEntry,
-    pass_shard_row,
+    shard_row,
 )
 
 _MIN_THAT_DIFFER = 8
@@ -271,7 +271,7 @@ def commit_pass(
                 files=_files_of(path, metadata),
             )
             num_rows += entry.rows
-            table.append(**pass_shard_row(entry, digest))
+            table.append(**shard_row(entry, digest))
         if len(same_logits) == 1 and None not in same_logits and num_rows >= _MIN_THAT_DIFFER:
             raise ConstantLogitsError(CONSTANT_LOGITS)
     remove_leftovers(folder)

@@ -83,11 +83,6 @@ class ListingFiles:
         return self.folder / f"{_NAME}.{self.token}.{number:06d}{PARTIAL_SUFFIX}"
 
 
-def order_path(listing: RootedPath) -> RootedPath:
-    """Return the path of the row numbers of a listing in the order of its shards, int64."""
-    return listing.with_name(f"{listing.stem}.order{PARTIAL_SUFFIX}")
-
-
 @contextmanager
 def listing_files(store: RootedPath, *, is_locked: bool = True) -> Iterator[ListingFiles]:
     """Provide paths for a listing in the store's folder, and remove its files when the block ends.

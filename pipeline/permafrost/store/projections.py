@@ -10,7 +10,6 @@ rebuilt as mean + components' z. The files are written before the first shard of
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -124,24 +123,6 @@ def describe_projections(folder: RootedPath) -> dict[str, ProjectionEntry]:
             kept=round(min(projection.kept_share, 1.0), 6),
         )
     return entries
-
-
-def check_projections(folder: RootedPath, listed: Mapping[str, ProjectionEntry]) -> None:
-    """Check that the projections of a pass are those that its manifest lists.
-
-    Args:
-        folder: Folder of the pass.
-        listed: Entries of the manifest, by field.
-
-    Raises:
-        ManifestError: If one of them differs.
-    """
-    for field, entry in describe_projections(folder).items():
-        if field in listed and listed[field].file.sha256 != entry.file.sha256:
-            raise ManifestError(
-                f"{folder / entry.file.path} is not the projection that the features were stored with, and a new fit "
-                f"differs in its last bits; delete {folder} and run permafrost precompute again"
-            )
 
 
 def _parse(path: RootedPath, data: bytes, shape: tuple[int | None, int | None]) -> Projection:

@@ -45,7 +45,7 @@ from permafrost.store.manifest import (
     read_store_manifest,
 )
 from permafrost.store.projections import Projection, open_projection
-from permafrost.store.record_form import RecordForm, form_of
+from permafrost.store.record_form import ImageForm, RecordForm, RowForm
 from permafrost.store.row_reader import Rows
 from permafrost.store.shards import JoinedShards, PassShardTable, ShardEntry, ShardTable
 from permafrost.store.zarr_fields import ZarrFields
@@ -223,7 +223,8 @@ class Store:
     @cached_property
     def form(self) -> RecordForm:
         """Form of the records: images or rows of numbers."""
-        return form_of(self.manifest)
+        canonical = self.manifest.canonical
+        return RowForm(self.manifest.columns or ()) if canonical is None else ImageForm(canonical)
 
     @cached_property
     def has_larger_images(self) -> bool:

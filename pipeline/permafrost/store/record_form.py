@@ -18,7 +18,7 @@ from permafrost.core.errors import RecordError
 from permafrost.store.codecs import RowError, decode_npy, decode_row
 from permafrost.store.entries import ManifestError
 from permafrost.store.image_decoding import ImageError, decode_part, decode_pixels, height_of_part
-from permafrost.store.manifest import CanonicalFrame, StoreManifest
+from permafrost.store.manifest import CanonicalFrame
 
 if TYPE_CHECKING:  # packing needs no torch
     from torch import Tensor
@@ -239,9 +239,3 @@ class RowForm(RecordForm):
         import torch
 
         return torch.from_numpy(values)
-
-
-def form_of(manifest: StoreManifest) -> RecordForm:
-    """Return the form of a store's records."""
-    canonical = manifest.canonical
-    return RowForm(manifest.columns or ()) if canonical is None else ImageForm(canonical)

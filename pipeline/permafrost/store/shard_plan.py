@@ -16,9 +16,9 @@ from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import Record
 from permafrost.storage.files import file_at, read_at
-from permafrost.storage.local_files import described_errors, write_error
+from permafrost.storage.local_files import PARTIAL_SUFFIX, described_errors, write_error
 from permafrost.storage.rooted_paths import RootedPath
-from permafrost.store.listing import Listing, open_listed, open_listing, order_path
+from permafrost.store.listing import Listing, open_listed, open_listing
 
 _ROW = np.dtype("<i8")
 _USUAL_SIZE, _MIN_SIZE, _FEW_SHARDS, _MAX_ROOM = 512, 64, 8, 1.25
@@ -122,7 +122,7 @@ def plan_shards(
         order = order[is_planned[order]]
     sizes = np.bincount(codes[order], minlength=len(splits))
     shard_size = shard_size or fitting_size(sizes.tolist())
-    path = order_path(listing.path)
+    path = listing.path.with_name(f"{listing.path.stem}.order{PARTIAL_SUFFIX}")
     _write_by_split(path, order, codes, sizes)
     named = (
         (split, f"{split}-{tag}{number:06d}", start, min(start + shard_size, end))

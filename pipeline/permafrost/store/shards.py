@@ -347,30 +347,17 @@ class SkippedTable(TableFile[dict[str, str]]):
         return row
 
 
-def shard_row(entry: ShardEntry, marker_sha256: str) -> dict[str, Any]:
-    """Return a shard's row of a ShardTable.
+def shard_row(entry: ShardEntry | PassShard, marker_sha256: str) -> dict[str, Any]:
+    """Return a shard's row of a ShardTable or a PassShardTable.
 
     Args:
         entry: The shard.
         marker_sha256: SHA-256 of its commit marker's file.
     """
     row = asdict(entry) | {"marker_sha256": marker_sha256}
-    return row | {name: bytes.fromhex(row[name]) for name in _DIGESTS if name in row}
-
-
-def pass_shard_row(entry: PassShard, marker_sha256: str) -> dict[str, Any]:
-    """Return a shard's row of a PassShardTable.
-
-    Args:
-        entry: The shard.
-        marker_sha256: SHA-256 of its commit marker's file.
-    """
-    row = asdict(entry) | {"marker_sha256": marker_sha256}
-    return (
-        row
-        | {name: bytes.fromhex(row[name]) for name in _DIGESTS if name in row}
-        | {"files": [file | {"sha256": bytes.fromhex(file["sha256"])} for file in row["files"]]}
-    )
+    files = [file | {"sha256": bytes.fromhex(file["sha256"])} for file in row.get("files", ())]
+    digests = {name: bytes.fromhex(row[name]) for name in _DIGESTS if name in row}
+    return row | digests | ({"files": files} if "files" in row else {})
 
 
 _DIGESTS = ("sha256", "keys_sha256", "marker_sha256")

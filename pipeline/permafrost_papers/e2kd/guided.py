@@ -16,7 +16,7 @@ from permafrost.core.batches import AnyLabels, AnyLogits, Batch, ExplainedTarget
 from permafrost.core.label_forms import multi_hot
 from permafrost.core.records import NO_CLASS
 from permafrost.loading.geometry import TargetRequest
-from permafrost.loading.regions import RegionKind, regions_of
+from permafrost.loading.regions import regions_of
 from permafrost.loading.transfer import copy_to
 from permafrost.losses.base import Needs, StudentOutput, Term, TermValue
 from permafrost.losses.labels import LabelsLoss
@@ -132,7 +132,8 @@ class Guidance(ExplainedTargets):
 class GuidanceSource:
     """Target source with one uniformly drawn class per record and its regions, used instead of `view_targets`."""
 
-    kind: RegionKind
+    teaching: GuidedTeachingConfig
+    """Options that name the kind of regions."""
     num_classes: int
     input_size: tuple[int, int]
     """(height, width) of the network's view."""
@@ -140,7 +141,7 @@ class GuidanceSource:
     def __call__(self, batch: Batch, request: TargetRequest) -> tuple[Guidance, ...]:
         """Draw one Guidance with torch's global generator of the host, where boxes are."""
         classes = _draw(multi_hot(batch.labels_on_host, self.num_classes))
-        regions = regions_of(batch, classes, self.kind, self.input_size)
+        regions = regions_of(batch, classes, self.teaching.region, self.input_size)
         explained = copy_to(classes[:, None], batch.inputs.device)
         return (Guidance(target_class=explained, regions=regions),)
 
@@ -150,13 +151,6 @@ def _draw(hot: Tensor) -> Tensor:
     known = hot.any(dim=1)
     drawn = torch.multinomial(torch.where(known[:, None], hot, 1.0), 1)[:, 0]
     return torch.where(known, drawn, NO_CLASS)
-
-
-def build_guidance(
-    teaching: GuidedTeachingConfig, num_classes: int, input_size: tuple[int, int]
-) -> GuidanceSource:
-    """Return the source of the regions that a teaching names."""
-    return GuidanceSource(teaching.region, num_classes, input_size)
 
 
 # ---- the loss --------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class GuidedTeachingConfig(LabelTeachingConfig):
     """Training on labels and on explanations that cover the object (Rao et al. 2023): guided teachers."""
 
     implementation: ClassVar[str] = "permafrost_papers.e2kd.guided:GuidedLoss"
-    target_source: ClassVar[str] = "permafrost_papers.e2kd.guided:build_guidance"
+    target_source: ClassVar[str] = "permafrost_papers.e2kd.guided:GuidanceSource"
     after_epoch: ClassVar[str] = "permafrost_papers.e2kd.pareto_front:keep_front"
     reads_regions: ClassVar[bool] = True
 
