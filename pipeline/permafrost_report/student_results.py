@@ -399,13 +399,15 @@ def progress_in_words(run: str) -> list[str]:
 def records_in_words(results: Sequence[StudentResult]) -> list[str]:
     """Write a sentence on students of different records or classes, none if all of them are the same."""
     inputs = ((result, result.training.get("inputs", {}).get("store")) for result in results)
+    stored = [
+        (result, store, SavedNetwork(result.training_folder)) for result, store in inputs if store
+    ]
     groups = group_pairs(
         (
-            (store, _classes_of(result.training_folder)),
+            (store, read_entries(network.folder).classes if network.is_finished else ()),
             f"{result.label} ({result.seed})",
         )
-        for result, store in inputs
-        if store
+        for result, store, network in stored
     )
     if len(groups) < 2:
         return []
@@ -414,10 +416,6 @@ def records_in_words(results: Sequence[StudentResult]) -> list[str]:
         "Students (seeds) were trained on different records or classes, generations of a store or different stores, so "
         f"their numbers do not compare: {named}."
     ]
-
-
-def _classes_of(training: Path) -> tuple[str, ...]:
-    return read_entries(training).classes if SavedNetwork(training).is_finished else ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,13 @@ def training_facts(results: Sequence[StudentResult], store: Store) -> TrainingFa
         shared,
         columns,
         [
-            VariantOptions(label, [_cell(own, name, name in differing) for name in columns])
+            VariantOptions(
+                label,
+                [
+                    OptionCell(own.get(name, ""), name in own and name in differing)
+                    for name in columns
+                ],
+            )
             for label, own in options.items()
         ],
     )
@@ -142,10 +148,6 @@ def _differs(name: str, options: Mapping[str, Mapping[str, str]]) -> bool:
     values = {own[name] for own in options.values() if name in own}
     is_shared = all(name in own for own in options.values()) or name.startswith("method.")
     return len(values) > 1 or not is_shared
-
-
-def _cell(options: Mapping[str, str], name: str, differs: bool) -> OptionCell:
-    return OptionCell(options[name], differs) if name in options else OptionCell("", False)
 
 
 def _options(result: StudentResult, store: Store, counts: dict[str, str]) -> dict[str, str]:

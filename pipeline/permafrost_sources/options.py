@@ -10,6 +10,7 @@ from annotated_types import Ge, Lt
 from permafrost.config.data import (
     SOURCES,
     DataConfig,
+    DrawnTestDataConfig,
     FileDataConfig,
     ImageFileDataConfig,
     require_one_form,
@@ -105,7 +106,7 @@ class DigitsDataConfig(DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HuggingFaceDataConfig(ImageFileDataConfig):
+class HuggingFaceDataConfig(ImageFileDataConfig, DrawnTestDataConfig):
     """Data set of Hugging Face, a folder or a name on the hub, read by the package `datasets`."""
 
     implementation: ClassVar[str] = "permafrost_sources.huggingface_sets:HuggingFaceSource"
@@ -139,9 +140,6 @@ class HuggingFaceDataConfig(ImageFileDataConfig):
     root: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
     """Folder in which the files are that cells name by their paths; null is data.path. Files elsewhere are not read,
     except those in the caches of `datasets` and the hub."""
-    test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Fraction of split train that is moved to split test, in the order of the keys' hashes: exactly this share of
-    classes below 1,000 records at the first packing, and about this share of larger ones. Packed records stay."""
 
     def _check_together(self) -> None:
         super()._check_together()

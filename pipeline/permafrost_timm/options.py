@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from permafrost.config.models import MODELS, ModelConfig
+from permafrost.config.models import MODELS, NormalizedModelConfig
 from permafrost.config.options import Role
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimmModelConfig(ModelConfig):
+class TimmModelConfig(NormalizedModelConfig):
     """Image classifier of timm by its name, hf-hub:<owner>/<model> or local-dir:<folder>."""
 
     implementation: ClassVar[str] = "permafrost_timm.classifiers:PROVIDER"
@@ -18,9 +18,6 @@ class TimmModelConfig(ModelConfig):
 
     kind: Literal["timm"] = "timm"
     name: str = "resnet18"
-    mean: tuple[float, ...] | None = None
-    """Mean of each channel in [0, 1]; null takes the model's own."""
-    std: tuple[float, ...] | None = None
     license: Annotated[str | None, Role.OUTSIDE_IDENTITY] = None
     """License of a trained student as written to its export (an SPDX name); null writes none."""
 

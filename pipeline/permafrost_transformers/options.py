@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from permafrost.config.models import MODELS, ModelConfig
+from permafrost.config.models import MODELS, LayerModelConfig
 from permafrost.config.options import Role
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformersModelConfig(ModelConfig):
+class TransformersModelConfig(LayerModelConfig):
     """Network of transformers by its folder, or its id at the Hugging Face hub: google/vit-base-patch16-224."""
 
     implementation: ClassVar[str] = "permafrost_transformers.classifiers:PROVIDER"
@@ -18,13 +18,6 @@ class TransformersModelConfig(ModelConfig):
     digests_in_passes: ClassVar[bool] = True
 
     kind: Literal["transformers"] = "transformers"
-    mean: tuple[float, ...] | None = None
-    """Mean of each channel in [0, 1]; null takes that of the network's image processor."""
-    std: tuple[float, ...] | None = None
-    layer: str = ""
-    """Name of the module that is explained, as with kind=module."""
-    layout: Annotated[str, Role.IF_SET] = ""
-    """Layout of its output, as with kind=module."""
     prompts: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None
     """Text file for CLIP and SigLIP with a line per class, in the order of the classes: a photo of a cat. The logits
     are then the network's similarities of image and text. null takes the embedding of the image, without a head."""

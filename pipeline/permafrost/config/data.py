@@ -72,6 +72,15 @@ class FileDataConfig(DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DrawnTestDataConfig(FileDataConfig):
+    """Options of sources whose test split may be drawn."""
+
+    test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Fraction of split train that is moved to split test, in the order of the keys' hashes: exactly this share of
+    classes below 1,000 records at the first packing, and about this share of larger ones. Packed records stay."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageFileDataConfig(FileDataConfig):
     """Options of every source that reads the user's image files."""
 
@@ -114,7 +123,7 @@ def require_one_form(label: str | None, labels: str | tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolderDataConfig(ImageFileDataConfig):
+class ImageFolderDataConfig(ImageFileDataConfig, DrawnTestDataConfig):
     """Folder of images: <path>/<class>/.../image, or <path>/<split>/<class>/.../image."""
 
     implementation: ClassVar[str] = "permafrost.sources.image_folder:ImageFolderSource"
@@ -131,9 +140,6 @@ class ImageFolderDataConfig(ImageFileDataConfig):
     classes: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
     """File with one class folder per line, in label order; null sorts the folders with images by name, whole numbers
     by value."""
-    test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Fraction of split train that is moved to split test, in the order of the keys' hashes: exactly this share of
-    classes below 1,000 records at the first packing, and about this share of larger ones. Packed records stay."""
     group: Annotated[tuple[Literal["burst"], ...], Role.IF_SET] = ()
     """burst: groups of photographs of one scene, by EXIF data and names of files: those of one class and camera, each
     taken at most 10 s after another one, and copies. data.keep_groups and subset.keep_groups keep them whole. They get
@@ -144,7 +150,7 @@ class ImageFolderDataConfig(ImageFileDataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTableDataConfig(ImageFileDataConfig):
+class ImageTableDataConfig(ImageFileDataConfig, DrawnTestDataConfig):
     """CSV or Parquet file with one row per image, or Parquet files with the images; options name the columns."""
 
     implementation: ClassVar[str] = "permafrost.sources.image_table:ImageTableSource"
@@ -178,7 +184,8 @@ class ImageTableDataConfig(ImageFileDataConfig):
     the records of the training. null: no weights."""
     split: str | None = None
     """Column of the split; null puts all records into split train, or those of several files into the splits of their
-    names (train-00000-of-00004.parquet)."""
+    names (train-00000-of-00004.parquet). If cells are empty, data.test_fraction draws only the records of these, into
+    train and test."""
     split_names: dict[str, str] = field(default_factory=dict)
     """Mapping from values of that column to splits; empty takes the values as they are, and the usual spellings of a
     split (Training, TEST) as that split."""
@@ -190,10 +197,6 @@ class ImageTableDataConfig(ImageFileDataConfig):
     classes: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
     """File with one class name per line, in label order; null takes the sorted names of the label column (of Hugging
     Face's Parquet those of its features), or the numbers up to the largest label."""
-    test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Fraction of split train that is moved to split test, in the order of the keys' hashes: exactly this share of
-    classes below 1,000 records at the first packing, and about this share of larger ones. Packed records stay. If
-    data.split has empty cells, only the records of these are drawn, into train and test."""
     keep_groups: Annotated[bool, Role.IF_SET] = False
     """Move whole groups of data.group to split test, such as all pictures of a patient, in the order of the groups'
     hashes, and as near to the fraction of the records as whole groups allow (of each class, if no group has several).
@@ -218,7 +221,7 @@ class ImageTableDataConfig(ImageFileDataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryDataConfig(FileDataConfig):
+class MemoryDataConfig(DrawnTestDataConfig):
     """Dataset of a Python program: `permafrost.precompute(dataset=dataset)`."""
 
     implementation: ClassVar[str] = "permafrost.sources.memory_dataset:MemorySource"
@@ -227,9 +230,6 @@ class MemoryDataConfig(FileDataConfig):
     kind: Literal["memory"] = "memory"
     sizes: Annotated[Literal["equal", "any"], Role.OUTSIDE_DATASET] = "any"
     """Sizes of decoded images. equal: an image of another size than the first is an error."""
-    test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Fraction of split train that is moved to split test, in the order of the keys' hashes: exactly this share of
-    classes below 1,000 records at the first packing, and about this share of larger ones. Packed records stay."""
     classes: Annotated[int | None, Ge(1), Role.OUTSIDE_DATASET] = None
     """Number of classes of a dataset that does not name them; null counts up to the largest label."""
     dataset: Any = field(default=None, repr=False)

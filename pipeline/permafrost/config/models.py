@@ -221,7 +221,16 @@ class TorchvisionModelConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SavedModelConfig(ModelConfig):
+class NormalizedModelConfig(ModelConfig):
+    """Options of networks that have a normalization of their own."""
+
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel in [0, 1]; null takes that of the network."""
+    std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedModelConfig(NormalizedModelConfig):
     """Network of a finished run, with all options that the run had. Others that are set take precedence."""
 
     implementation: ClassVar[str] = "permafrost.models.saved:SavedNetwork"
@@ -229,8 +238,6 @@ class SavedModelConfig(ModelConfig):
     kind: Literal["saved"] = "saved"
     weights: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None
     """Folder of the network, such as runs/my-teacher/teach, or its model.safetensors."""
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
 
     def resolve(self, option: str, store: str, columns: int | None) -> NoReturn:
         raise ConfigError(
@@ -240,7 +247,7 @@ class SavedModelConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldsModelConfig(ModelConfig):
+class FoldsModelConfig(NormalizedModelConfig):
     """Networks that permafrost teach has trained with teaching.folds, one for each record of a pass.
 
     A record's targets are of the network that was trained without it. One that no network was trained on gets the
@@ -252,8 +259,6 @@ class FoldsModelConfig(ModelConfig):
     kind: Literal["folds"] = "folds"
     weights: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None
     """Folder of the networks, such as runs/my-teachers/teach. All other options are taken from it."""
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
     network: ModelConfig | None = None
     """Options of each network."""
     folds: int = 0
@@ -314,7 +319,17 @@ class ModuleConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryModelConfig(ModelConfig):
+class LayerModelConfig(NormalizedModelConfig):
+    """Options of networks that are built elsewhere, and explained at any of their layers."""
+
+    layer: str = ""
+    """Name of the module that is explained, as with kind=module."""
+    layout: Annotated[str, Role.IF_SET] = ""
+    """Layout of its output, as with kind=module."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryModelConfig(LayerModelConfig):
     """Network of a Python program, as it is in memory: `permafrost.precompute(teacher=network)`."""
 
     implementation: ClassVar[str] = "permafrost.models.memory_network:PROVIDER"
@@ -322,12 +337,6 @@ class MemoryModelConfig(ModelConfig):
     kind: Literal["memory"] = "memory"
     name: str = "module"
     """Name of the network's class."""
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    layer: str = ""
-    """Name of the module that is explained, as with kind=module."""
-    layout: Annotated[str, Role.IF_SET] = ""
-    """Layout of its output, as with kind=module."""
     returns: Annotated[NetworkReturns, Role.IF_SET] = "logits"
     """Outputs of the network, as with kind=module."""
     code: Annotated[str | None, Role.IF_SET] = None

@@ -30,17 +30,11 @@ def _paths(config: Options, section: str = "") -> Iterator[tuple[str, str]]:
         name, value = f"{section}{option.name}", getattr(config, option.name)
         if isinstance(value, Options):
             yield from _paths(value, f"{name}.")
-        elif Role.FILE in option.roles and _is_file(value) and not _is_unused(config, option.name):
-            yield name, value
-
-
-def _is_file(value: str | None) -> bool:
-    return bool(value) and is_weights_file(value) and not is_address(str(value))
-
-
-def _is_unused(config: Options, name: str) -> bool:
-    """Return whether the option is a download folder and nothing is downloaded."""
-    return name == "cache" and not getattr(config, "path", "").startswith(("http://", "https://"))
+        elif Role.FILE in option.roles and value and is_weights_file(value):
+            # A download folder of what is not downloaded is not used.
+            downloads = getattr(config, "path", "").startswith(("http://", "https://"))
+            if not is_address(value) and (option.name != "cache" or downloads):
+                yield name, value
 
 
 def _replaced(config: C, names: list[str], value: str) -> C:

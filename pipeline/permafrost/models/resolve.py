@@ -107,7 +107,13 @@ def resolve_network(
     resolved = network.config.resolve(option, str(store.path), columns)
     described = None if network.file is None else network.file.description
     if size is not None and columns is None and described is None:
-        _check_size(resolved, store, option, *size)
+        (size_option, side), (height, width) = size, store.size
+        require(
+            side is not None or max(height, width) <= resolved.largest_side,
+            f"{option}={resolved.kind} {option}.name={resolved.name} is a network for images of 32 pixels, and the "
+            f"frames of {store.path} are {width}x{height}; choose {option}=torchvision {option}.name=resnet18, or set "
+            f"{size_option}=32",
+        )
     if described is not None and columns is None and described.model.get("input_size") is None:
         height, width = described.input_size
         if store.size == (resolved.input_size,) * 2:
@@ -133,19 +139,6 @@ def _check_trained_size(
         wanted is None or views == (wanted, wanted) or not store.form.has_places,
         f"{option}.input_size={wanted} is not the size of the views that it is trained on, {views[1]}x{views[0]}; set "
         f"{size_option}={wanted}, or {option}.input_size to the size of the views",
-    )
-
-
-def _check_size(
-    network: ModelConfig, store: Store, option: str, size_option: str, size: int | None
-) -> None:
-    """Refuse a network for small images at the size of larger frames, unless that size is set."""
-    height, width = store.size
-    require(
-        size is not None or max(height, width) <= network.largest_side,
-        f"{option}={network.kind} {option}.name={network.name} is a network for images of 32 pixels, and the frames of "
-        f"{store.path} are {width}x{height}; choose {option}=torchvision {option}.name=resnet18, or set "
-        f"{size_option}=32",
     )
 
 

@@ -19,7 +19,7 @@ from permafrost.core.errors import require, shorten
 from permafrost.models.trained_weights import (
     DESCRIPTION_NAME,
     MODEL_NAME,
-    TrainingFacts,
+    TrainedFacts,
     check_trained_weights,
     read_entries,
     require_classes,
@@ -40,7 +40,7 @@ EXPORT_FOLDER = "export"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedModel(TrainingFacts):
+class TrainedModel(TrainedFacts):
     """Content of model.json: everything needed in addition to the weights to build the network again."""
 
     config: ModelConfig

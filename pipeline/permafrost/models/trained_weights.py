@@ -58,7 +58,7 @@ _INFERRED = ("mean", "std", "columns")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingFacts:
+class TrainedFacts:
     """Facts about a trained network that model.json has and that building it again needs."""
 
     num_classes: int
@@ -80,7 +80,7 @@ class TrainingFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelDescription(TrainingFacts):
+class ModelDescription(TrainedFacts):
     """Entries of model.json."""
 
     model: dict[str, Any]

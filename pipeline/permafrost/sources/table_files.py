@@ -217,12 +217,8 @@ def iter_distinct(path: Path, column: str) -> Iterator[list[str]]:
             cells = batch.column(0)
             if pa.types.is_dictionary(cells.type):
                 cells = cells.dictionary_decode()
-            if _is_text(cells.type):
+            if pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
                 yield cells.unique().drop_null().to_pylist()
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def require_columns(path: Path, columns: dict[str, str], existing: list[str]) -> None:

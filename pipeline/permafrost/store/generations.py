@@ -287,7 +287,8 @@ def describe_changes(
         problems.append(f"{store.path} was packed with {packed_with}, so type that again")
     else:
         splits = stored_splits(store, comparison.places[rows])
-        differing["with another split"] = _splits(listing, rows) != splits
+        names, codes = listing.split_codes()
+        differing["with another split"] = np.array(names, object)[codes[rows]] != splits
     canonical = store.manifest.canonical
     if canonical is not None and canonical.format == "original" and len(rows):
         sizes = np.concatenate(
@@ -314,11 +315,6 @@ def describe_changes(
 def describe_keys(keys: list[str]) -> str:
     """Return the number of keys and the first ones, as their files are named."""
     return shorten([unquote(key) for key in keys], _EXAMPLES)
-
-
-def _splits(listing: Listing, rows: NDArray[np.int64]) -> Any:
-    names, codes = listing.split_codes()
-    return np.array(names, object)[codes[rows]]
 
 
 def stored_splits(store: Store, rows: NDArray[np.int64]) -> Any:

@@ -18,7 +18,7 @@ from permafrost.core.errors import require
 from permafrost.core.records import NO_LABEL
 from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.loading.mixtures import mix_targets
-from permafrost.losses.base import LossTerms, Needs, StepInputs, StudentOutput
+from permafrost.losses.base import LossTerms, StepInputs, StudentOutput
 from permafrost.models.classifier import ModelOutput
 from permafrost.models.compute import float32_products
 from permafrost.training.state import Training
@@ -148,7 +148,8 @@ def explain_targets(
     training: Training, student: StudentOutput, targets: Targets
 ) -> tuple[StudentOutput, Targets]:
     """Return the student with maps of the classes that these targets explain, if the loss reads them in this step."""
-    needs = _needs_of_maps(training, targets)
+    readers = training.loss.needs_of(targets.teacher)
+    needs = next((needs for needs in readers if needs.maps_in(training.global_step)), None)
     if needs is None:
         return student, mix_targets(targets)
     if needs.max_classes is not None:
@@ -162,12 +163,6 @@ def explain_targets(
         "explainer that torch differentiates with method.explainer=, such as gradcam",
     )
     return replace(student, maps=maps), targets
-
-
-def _needs_of_maps(training: Training, targets: Targets) -> Needs | None:
-    """Return the needs of the loss that include this teacher's maps in the next step, None if it reads none."""
-    readers = training.loss.needs_of(targets.teacher)
-    return next((needs for needs in readers if needs.maps_in(training.global_step)), None)
 
 
 def _training_accuracy(

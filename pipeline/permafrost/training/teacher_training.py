@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from permafrost.config.models import (
     MEMORY,
     RANDOM,
-    ModelConfig,
     NoModelConfig,
     is_weights_file,
 )
@@ -46,9 +45,7 @@ from permafrost.training.job import TrainingJob, TrainingProgress, fit_batch, re
 
 if TYPE_CHECKING:
     from permafrost.core.distributed import DistributedContext
-    from permafrost.models.classifier import Classifier
     from permafrost.training.spec import TrainingSpec
-    from permafrost.training.targets import TargetSource
 
 
 logger = logging.getLogger("permafrost.teach")
@@ -226,7 +223,10 @@ class TeacherPlan(TrainingJob):
         from permafrost.losses.base import build_loss
         from permafrost.training.spec import TrainingSpec
 
-        teaching = self.config.teaching
+        teaching, black_box = self.config.teaching, self.config.black_box
+        # With the files that `prepare` has written.
+        model = teaching.prepared(self.config.teacher, self.folder)
+        source, after_epoch = teaching.target_source, teaching.after_epoch
         store = self.store
         threads = decode_threads_of(teaching.trainer, distributed)
         rows = self.rows
@@ -237,43 +237,20 @@ class TeacherPlan(TrainingJob):
                 with_regions=teaching.reads_regions,
                 decode_threads=threads,
             ),
-            model=self._network(),
+            model=replace(model, weights=teaching.start) if teaching.start else model,
             num_classes=len(store.manifest.classes),
             loss=build_loss(teaching),
             augment=teaching.augment,
             optimizer=teaching.optimizer,
             trainer=fit_batch(self.trainer, len(rows), pairs=teaching.augment.mixes),
             seed=self.config.seed,
-            target_source=self._target_source(),
-            after_epoch=self._after_epoch(store, threads),
-            live_teacher=self._requested_teacher(),
-        )
-
-    def _network(self) -> ModelConfig:
-        """Options of the teacher with its initial weights and the files that `prepare` has written."""
-        teaching = self.config.teaching
-        model = teaching.prepared(self.config.teacher, self.folder)
-        return replace(model, weights=teaching.start) if teaching.start else model
-
-    def _requested_teacher(self) -> ModelConfig | None:
-        """Return the black box if the teacher is also trained on its logits, otherwise None."""
-        black_box = self.config.black_box
-        runs = self.config.teaching.runs_black_box
-        return black_box if runs and not isinstance(black_box, NoModelConfig) else None
-
-    def _target_source(self) -> Callable[[int, tuple[int, int]], TargetSource] | None:
-        teaching = self.config.teaching
-        function = teaching.target_source
-        return partial(pkgutil.resolve_name(function), teaching) if function else None
-
-    def _after_epoch(
-        self, store: Store, decode_threads: int
-    ) -> Callable[[Classifier, int], bool | None] | None:
-        function = self.config.teaching.after_epoch
-        return (
-            pkgutil.resolve_name(function)(self.config, self.folder, store, decode_threads)
-            if function
-            else None
+            target_source=partial(pkgutil.resolve_name(source), teaching) if source else None,
+            after_epoch=pkgutil.resolve_name(after_epoch)(self.config, self.folder, store, threads)
+            if after_epoch
+            else None,
+            live_teacher=black_box
+            if teaching.runs_black_box and not isinstance(black_box, NoModelConfig)
+            else None,
         )
 
     def describe(self, spec: TrainingSpec) -> TrainedModel:

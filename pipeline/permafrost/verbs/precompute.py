@@ -443,10 +443,11 @@ class PrecomputePlan(Plan):
         """Return the result, with the command to run next."""
         options = self.options
         commands = NextCommands(store, options.store.folder.root)
+        skipped = len(store.manifest.skipped)
         result = PrecomputeResult(
             store=options.store.path,
             frame=store.form.describe(),
-            records=_records(store),
+            records=f"{store.num_records():,}" + (f" ({skipped:,} skipped)" if skipped else ""),
             packed_records=packed,
             teacher_records=0,
             records_per_second=f"{packed / seconds:,.0f}" if packed else "",
@@ -469,11 +470,6 @@ class PrecomputePlan(Plan):
             records_per_second=f"{done / seconds:,.0f}" if done else "",
             next=commands.distill(options.run, trained_on),
         )
-
-
-def _records(store: Store) -> str:
-    skipped = len(store.manifest.skipped)
-    return f"{store.num_records():,}" + (f" ({skipped:,} skipped)" if skipped else "")
 
 
 def _suggest_frames(store: Store) -> None:

@@ -97,6 +97,7 @@ def partition_artifact(
 def save_partition(artifact: Artifact, grouping: Grouping, measured: DependencySums) -> None:
     """Write the result. An existing artifact is kept, because passes refer to its digest."""
     partition, split_half = grouping.partition, measured.split_half
+    values = measured.matrix.to(torch.float64).contiguous().numpy()
     facts = PartitionFacts(
         grid=partition.grid,
         records=measured.num_records,
@@ -107,7 +108,7 @@ def save_partition(artifact: Artifact, grouping: Grouping, measured: DependencyS
         communities=grouping.communities,
         modularity=grouping.modularity,
         null_features=grouping.null_features,
-        dependency_sha256=_sha256(measured.matrix),
+        dependency_sha256=hashlib.sha256(values.tobytes()).hexdigest(),
         partition_sha256=partition.sha256,
         made_with={"networkx": networkx.__version__, "torch": torch.__version__},
     )
@@ -129,11 +130,6 @@ def load_partition(folder: RootedPath) -> SavedPartition:
         partition=Partition(assignments=tensors["assignments"], grid=facts.grid),
         dependency=tensors["dependency"],
     )
-
-
-def _sha256(matrix: Tensor) -> str:
-    """SHA-256 of the matrix values, row by row."""
-    return hashlib.sha256(matrix.to(torch.float64).contiguous().numpy().tobytes()).hexdigest()
 
 
 _BATCH_SIZE = 64
