@@ -399,15 +399,13 @@ def progress_in_words(run: str) -> list[str]:
 def records_in_words(results: Sequence[StudentResult]) -> list[str]:
     """Write a sentence on students of different records or classes, none if all of them are the same."""
     inputs = ((result, result.training.get("inputs", {}).get("store")) for result in results)
-    stored = [
-        (result, store, SavedNetwork(result.training_folder)) for result, store in inputs if store
-    ]
     groups = group_pairs(
         (
-            (store, read_entries(network.folder).classes if network.is_finished else ()),
+            (store, _classes_of(result.training_folder)),
             f"{result.label} ({result.seed})",
         )
-        for result, store, network in stored
+        for result, store in inputs
+        if store
     )
     if len(groups) < 2:
         return []
@@ -416,6 +414,10 @@ def records_in_words(results: Sequence[StudentResult]) -> list[str]:
         "Students (seeds) were trained on different records or classes, generations of a store or different stores, so "
         f"their numbers do not compare: {named}."
     ]
+
+
+def _classes_of(training: Path) -> tuple[str, ...]:
+    return read_entries(training).classes if SavedNetwork(training).is_finished else ()
 
 
 @dataclass(frozen=True, kw_only=True)

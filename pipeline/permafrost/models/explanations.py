@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -278,16 +278,25 @@ def input_gradients(model: Classifier, images: Tensor, target_class: Tensor) -> 
     with torch.enable_grad():
         images = images.detach().requires_grad_()
         logits = model(images).logits
-        gradients = [
-            torch.autograd.grad(
-                logits.gather(1, classes[:, None]).sum(),
-                images,
-                create_graph=is_trained,
-                retain_graph=True,
-            )[0]
-            for classes in target_class.T
-        ]
-    return torch.stack(gradients, dim=1)
+        gradients = class_gradients(logits, images, target_class, create_graph=is_trained)
+        return torch.stack([*gradients], dim=1)
+
+
+def class_gradients(
+    logits: Tensor, inputs: Tensor, target_class: Tensor, *, create_graph: bool, factor: float = 1.0
+) -> Iterator[Tensor]:
+    """Iterate over factor * dz_c / d(inputs) of the E target classes, one backward pass each.
+
+    Args:
+        logits: z [B, K], whose graph is kept.
+        inputs: Tensor that they depend on, [B, ...].
+        target_class: c, i64 [B, E], of which negative entries count as class 0.
+        create_graph: Whether the gradients have a graph of their own.
+        factor: Factor of the logits.
+    """
+    for classes in target_class.clamp(min=0).T:
+        score = factor * logits.gather(1, classes[:, None]).sum()
+        yield torch.autograd.grad(score, inputs, create_graph=create_graph, retain_graph=True)[0]
 
 
 def explainer_of_maps(maps: Tensor) -> type[ExplainerConfig]:
@@ -442,13 +451,8 @@ def _autograd_class_weight(model: Classifier, output: ModelOutput, target_class:
             features = features.to(dtype).detach().requires_grad_()
             context = None if output.context is None else output.context.to(dtype)
             logits = model.forward_head(features, context)
-        weights = []
-        for classes in target_class.clamp(min=0).T:
-            score = logits.gather(1, classes[:, None]).sum()
-            (gradient,) = torch.autograd.grad(
-                score, features, create_graph=create_graph, retain_graph=True
-            )
-            weights.append(to_float32(gradient).sum(dim=(2, 3)))
+        gradients = class_gradients(logits, features, target_class, create_graph=create_graph)
+        weights = [to_float32(gradient).sum(dim=(2, 3)) for gradient in gradients]
     return torch.stack(weights, dim=1)
 
 

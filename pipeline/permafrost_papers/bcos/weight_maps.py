@@ -16,6 +16,7 @@ from torch import Tensor
 from permafrost.core.errors import ConfigError, require
 from permafrost.models.classifier import Classifier, ModelOutput, to_float32
 from permafrost.models.compute import exact_float32, float32_products
+from permafrost.models.explanations import class_gradients
 from permafrost_papers.bcos.layers import add_inverse
 
 _LIFT = 2.0**12
@@ -55,14 +56,9 @@ def bcos_weights(model: Classifier, output: ModelOutput, target_class: Tensor) -
             features = features.detach().to(next(model.parameters()).dtype).requires_grad_()
             with exact_float32(features.device):
                 logits = model.forward_head(features, None)
-        weights = []
-        for classes in target_class.clamp(min=0).T:
-            score = _LIFT * logits.gather(1, classes[:, None]).sum()
-            with model.explanation_mode(), float32_products():
-                (weight,) = torch.autograd.grad(
-                    score, features, create_graph=trained, retain_graph=True
-                )
-            weights.append(to_float32(weight) / _LIFT)
+        lifted = class_gradients(logits, features, target_class, create_graph=trained, factor=_LIFT)
+        with model.explanation_mode(), float32_products():
+            weights = [to_float32(weight) / _LIFT for weight in lifted]
     return torch.stack(weights, dim=1) * (target_class >= 0)[:, :, None, None, None]
 
 
