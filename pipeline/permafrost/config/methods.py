@@ -25,17 +25,23 @@ Standardization = Literal["none", "channel", "phi_s"]
 """Affine maps of a teacher's values to channels of mean 0 and variance 1."""
 
 
-def check_label_loss(loss: str, label_smoothing: float) -> None:
-    """Check that label smoothing is not set for a loss without it.
+@dataclass(frozen=True, kw_only=True)
+class LabelLossOptions(Options):
+    """Loss on labels."""
 
-    Raises:
-        ConfigError: If it is.
-    """
-    require(
-        loss == "ce" or label_smoothing == 0,
-        f"label_smoothing={label_smoothing} is an option of loss=ce; loss={loss} treats each class "
-        "independently, so set label_smoothing=0",
-    )
+    loss: LabelLoss = "ce"
+    """Loss on the labels. ce: cross-entropy with one label per record. bce: binary cross-entropy of each class,
+    required for several labels per record. bce_offlabel: bce with the target 1 / classes off the labels, as for
+    B-cos networks (e2KD)."""
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Label smoothing of loss=ce."""
+
+    def _check_together(self) -> None:
+        require(
+            self.loss == "ce" or self.label_smoothing == 0,
+            f"label_smoothing={self.label_smoothing} is an option of loss=ce; loss={self.loss} treats each class "
+            "independently, so set label_smoothing=0",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +113,7 @@ class MethodConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelsConfig(MethodConfig):
+class LabelsConfig(LabelLossOptions, MethodConfig):
     """Labels only: the supervised baseline."""
 
     implementation: ClassVar[str] = "permafrost.losses.labels:LabelsLoss"
@@ -116,15 +122,6 @@ class LabelsConfig(MethodConfig):
     has_mix_rule: ClassVar[bool] = True
 
     kind: Literal["labels"] = "labels"
-    loss: LabelLoss = "ce"
-    """Loss on the labels. ce: cross-entropy with one label per record. bce: binary cross-entropy of each class,
-    required for several labels per record. bce_offlabel: bce with the target 1 / classes off the labels, as for
-    B-cos networks (e2KD)."""
-    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Label smoothing of loss=ce."""
-
-    def _check_together(self) -> None:
-        check_label_loss(self.loss, self.label_smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)

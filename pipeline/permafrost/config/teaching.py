@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Le
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.cluster import ClusterConfig, LocalClusterConfig, SharedExecutorName
 from permafrost.config.evaluation import EvaluateOptions
-from permafrost.config.methods import LabelLoss, check_label_loss
+from permafrost.config.methods import LabelLossOptions
 from permafrost.config.models import ModelConfig, NoModelConfig, whole_frame
 from permafrost.config.options import Command, Options, Role
 from permafrost.config.plugins import Family
@@ -21,7 +21,7 @@ from permafrost.core.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelTeachingConfig(Options):
+class LabelTeachingConfig(LabelLossOptions):
     """Training of a teacher on labels, with its own optimizer, trainer and augmentation."""
 
     section: ClassVar[str] = "teaching"
@@ -40,10 +40,6 @@ class LabelTeachingConfig(Options):
     """True if its targets are of the boxes and masks of images."""
 
     kind: Literal["labels"] = "labels"
-    loss: LabelLoss = "ce"
-    """Loss on the labels, as for method=labels."""
-    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Label smoothing of loss=ce."""
     start: Annotated[str | None, Role.FILE] = None
     """File of initial weights, or `pretrained`; null starts at random, or from teacher.weights=pretrained. The
     last layer is reinitialized if its classes differ."""
@@ -60,7 +56,7 @@ class LabelTeachingConfig(Options):
     augment: AugmentOptions = field(default_factory=AugmentOptions)
 
     def _check_together(self) -> None:
-        check_label_loss(self.loss, self.label_smoothing)
+        super()._check_together()
         check_pairs(self.augment, self.trainer)
 
     def check(self, teacher: ModelConfig, black_box: ModelConfig | NoModelConfig) -> None:
