@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from types import MappingProxyType
@@ -312,7 +312,8 @@ def _print_result(result: Any, seconds: float | None = None, arguments: Sequence
     """
     if not is_dataclass(result) or isinstance(result, type):
         return
-    values = result.printed() if hasattr(result, "printed") else asdict(result)
+    shown = {spec.name: getattr(result, spec.name) for spec in fields(result) if spec.repr}
+    values = result.printed() if hasattr(result, "printed") else shown
     after = next_command(values.pop("next", ""), arguments)
     values["seconds"] = "" if seconds is None else f"{seconds:.1f}"
     for name, value in {**values, "next": after}.items():

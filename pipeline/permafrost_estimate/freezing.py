@@ -38,6 +38,7 @@ from permafrost.store.frames import ShardFrames
 from permafrost.store.reader import Store, TeacherPass
 from permafrost_estimate.options import EstimateOptions
 from permafrost_estimate.sample import Whole
+from permafrost_estimate.steps import annotator_of
 from permafrost_estimate.turns import TimeBudget
 from permafrost_estimate.volume import pass_parts
 from permafrost_evaluators.equivariance import RECIPE, compare_views
@@ -104,14 +105,11 @@ def measure_views(
     first = store.part(0, 1)  # which a pass of views is over
     views = requested_views(changed, first)
     plan = plan_pass(changed, store, views)
-    options = replace(plan.options, precision=plan.precision, compile=False, min_fidelity=0.0)
     with torch_threads(config.cluster.threads_per_actor):
-        annotator = TeacherAnnotator(
-            plan.teacher, plan.classes, plan.explainer, options, store.size
-        )
+        annotator = annotator_of(plan)
         return ViewCost(
             seconds=_view_seconds(
-                annotator, views, first, options.records_per_batch, rounds, budget
+                annotator, views, first, plan.options.records_per_batch, rounds, budget
             ),
             distances=_distances(annotator, config, store, canonical),
         )

@@ -181,7 +181,7 @@ def seconds_of_teacher(config: PrecomputeConfig, store: Store) -> float:
     frames = ShardFrames(store, shard, np.arange(count)).read(0, count)
     keys = store.index.shard_keys(store.shards.number_of(shard.name))[:count]
     with torch_threads(config.cluster.threads_per_actor):
-        annotate = partial(_annotator(plan_pass(config, store)).annotate, [frames], keys)
+        annotate = partial(annotator_of(plan_pass(config, store)).annotate, [frames], keys)
         annotate()  # the first one warms up
         return _seconds_of(annotate, count)
 
@@ -198,14 +198,9 @@ def _seconds_of(work: Callable[[], object], records: int) -> float:
     return (perf_counter() - started) / records
 
 
-def _annotator(plan: PassPlan) -> TeacherAnnotator:
+def annotator_of(plan: PassPlan) -> TeacherAnnotator:
     """Build the teacher of a pass as it is measured."""
-    options = replace(
-        plan.config.annotate,
-        precision=plan.precision,
-        compile=False,
-        min_fidelity=0.0,
-    )
+    options = replace(plan.options, precision=plan.precision, compile=False, min_fidelity=0.0)
     return TeacherAnnotator(plan.teacher, plan.classes, plan.explainer, options, plan.store.size)
 
 
@@ -270,7 +265,7 @@ def measure_annotation(
     with torch_threads(config.cluster.threads_per_actor):
         works: dict[str, Callable[[], object]] = {
             "decoding": partial(records.read, 0, count),
-            "teacher": partial(_annotator(plan).annotate, [frames], keys),
+            "teacher": partial(annotator_of(plan).annotate, [frames], keys),
         }
         sides = {name: partial(_seconds_of, work, count) for name, work in works.items()}
         seconds = budget.in_turn(sides, rounds, "annotation", share=0.5)

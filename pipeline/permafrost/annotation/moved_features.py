@@ -18,17 +18,15 @@ from torch import Tensor
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.lost_variance import LostVariance, add_lost_variance
 from permafrost.annotation.outputs import FeaturesOutput
-from permafrost.annotation.samples import Sample, SampleTask, measure_sample, select_sample
+from permafrost.annotation.samples import Sample, SampleTask
 from permafrost.core.batches import Batch, StoredTargets
 from permafrost.core.records import FieldSpec
-from permafrost.core.tasks import Executor
 from permafrost.loading.geometry import TargetRequest, center_crop, view_targets
 from permafrost.loading.transfer import move_batch
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.frames import FrameBatch
 from permafrost.store.manifest import MovedFeatures
 from permafrost.store.projections import read_projections
-from permafrost.store.shards import ShardEntry
 
 MOVED_RECORDS = 128
 """Number of records that are measured, or all if there are fewer."""
@@ -37,23 +35,6 @@ MAX_SHIFT = 1 / 8
 pixels: as large for images of 32 pixels, and smaller for larger ones."""
 _DIGITS = 6
 """Decimals in the manifest, beyond which a sum depends on the device."""
-
-
-def measure_moved_features(
-    executor: Executor, task: MeasureMovedFeatures, shards: Sequence[ShardEntry]
-) -> MovedFeatures | None:
-    """Run the task on the executor.
-
-    Args:
-        executor: Executor that runs the task.
-        task: Task that measures a sample.
-        shards: Shards of the pass, from which the sample is taken.
-
-    Returns:
-        The measurement, None for a pass without records.
-    """
-    sample = select_sample(shards, MOVED_RECORDS)
-    return measure_sample(executor, task, sample, shards) if sample else None
 
 
 def describe_moved_features(measured: MovedFeatures) -> str:
@@ -103,7 +84,7 @@ class MeasureMovedFeatures(SampleTask[MovedFeatures]):
         done = 0
         for frames, keys in self.iter_batches(sample):
             values, _ = annotator.annotate([frames], keys)
-            batch = _batch_of(frames, keys, _stored_targets(annotator, frames, specs, values))
+            batch = _stored_batch(annotator, frames, keys, specs, values)
             batch = move_batch(batch, annotator.device)
             height, width = frames.frames.shape[-2:]
             for name, views in sample_views(len(keys), (height, width), done).items():
@@ -120,20 +101,24 @@ class MeasureMovedFeatures(SampleTask[MovedFeatures]):
         return done, MovedFeatures(records=done, lost=lost)
 
 
-def _stored_targets(
+def _stored_batch(
     annotator: TeacherAnnotator,
     frames: FrameBatch,
+    keys: Sequence[str],
     specs: Mapping[str, FieldSpec],
     values: Mapping[str, NDArray[np.generic]],
-) -> StoredTargets:
-    """Return the values [n, 1, *shape] of an annotated batch as if they were read from the pass."""
+) -> Batch:
+    """Return a batch with the values [n, 1, *shape] of annotated records as targets that were read from the pass.
+
+    Only these targets are read.
+    """
     names = [name for name in specs if not name.endswith("_scale")]
     map_from_canonical = (
         torch.linalg.inv(center_crop(frames.heights, frames.widths, annotator.crop_fraction))
         if annotator.crop_fraction is not None
         else torch.eye(3).repeat(len(frames.heights), 1, 1)
     )
-    return StoredTargets(
+    targets = StoredTargets(
         teacher="",
         logits=None,
         intermediates={name: torch.from_numpy(values[name][:, 0]) for name in names},
@@ -145,10 +130,6 @@ def _stored_targets(
         specs={name: specs[name] for name in names},
         map_from_canonical=map_from_canonical,
     )
-
-
-def _batch_of(frames: FrameBatch, keys: Sequence[str], targets: StoredTargets) -> Batch:
-    """Return a batch of annotated records; only their targets are read."""
     numbers = torch.arange(len(keys))
     return Batch(
         keys=tuple(keys),

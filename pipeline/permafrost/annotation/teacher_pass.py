@@ -13,9 +13,9 @@ import torch
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.feature_projections import FitProjections, fit_projections
 from permafrost.annotation.moved_features import (
+    MOVED_RECORDS,
     MeasureMovedFeatures,
     describe_moved_features,
-    measure_moved_features,
 )
 from permafrost.annotation.pass_changes import begin_pass
 from permafrost.annotation.pass_plan import (
@@ -33,7 +33,7 @@ from permafrost.annotation.precision import (
     describe_agreement,
     describe_shortfall,
 )
-from permafrost.annotation.samples import SampleTask
+from permafrost.annotation.samples import SampleTask, measure_sample, select_sample
 from permafrost.annotation.shard_tasks import AnnotateShard, Correct, count_correct
 from permafrost.annotation.stored_views import requested_views
 from permafrost.annotation.teacher_check import CheckTeacher, check_teacher
@@ -564,7 +564,9 @@ def _measure_moved_features(plan: PassPlan, executor: Executor) -> MovedFeatures
     if FEATURES not in plan.options.outputs or plan.views is not None:
         return None
     task = _sample_task(MeasureMovedFeatures, plan, plan.options, folder=plan.folder)
-    if (moved := measure_moved_features(executor, task, plan.shards)) is not None:
+    sample = select_sample(plan.shards, MOVED_RECORDS)
+    moved = measure_sample(executor, task, sample, plan.shards) if sample else None
+    if moved is not None:
         logger.info(
             "warped with a view, features miss of the teacher's variance: %s",
             describe_moved_features(moved),

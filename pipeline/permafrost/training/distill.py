@@ -18,9 +18,9 @@ from __future__ import annotations
 import logging
 import pkgutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.distillation import DistillConfig
@@ -81,10 +81,6 @@ class DistillResult:
     def model(self) -> nn.Module:
         """The program's own network, or the student's frozen one, from images in [0, 1] to `ModelOutput`."""
         return self.network or SavedNetwork(Path(self.student)).load()[0]
-
-    def printed(self) -> dict[str, Any]:
-        """Return the values for the terminal."""
-        return {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.repr}
 
 
 def distill_student(

@@ -105,16 +105,17 @@ class PrecomputeResult:
 
     def printed(self) -> dict[str, Any]:
         """Return the values for the terminal."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        sizes = zip(self.passes, values.pop("bytes_per_record"), strict=True)
+        shown = {
+            name: sheet.block()
+            for name, sheet in self.facts.items()
+            if name != "teacher" or not self.teacher_records  # else it was logged
+        }
+        sizes = zip(self.passes, self.bytes_per_record, strict=True)
         passes = [f"{name} ({size:,.0f} bytes per record)" for name, size in sizes]
-        sheets = values.pop("facts")
-        for name in ("teacher_accuracy", "teacher_f1"):
-            del values[name]  # of the sheets
-        if self.teacher_records:
-            sheets = {name: sheet for name, sheet in sheets.items() if name != "teacher"}  # logged
-        shown = {name: sheet.block() for name, sheet in sheets.items()}
-        return {**values, "passes": ", ".join(passes), **shown, "next": values["next"]}
+        of_others = {"bytes_per_record", "facts", "teacher_accuracy", "teacher_f1"}
+        names = [each.name for each in fields(self) if each.name not in of_others]
+        values = {name: getattr(self, name) for name in names}
+        return {**values, "passes": ", ".join(passes), **shown}
 
 
 def precompute_store(config: PrecomputeConfig) -> PrecomputeResult:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from permafrost.core.errors import ConfigError, require
 from permafrost.models.cifar import CifarResNet
 from permafrost.models.classifier import Classifier, Normalize, Provider, Stage, require_size
-from permafrost.models.providers import provider_of, published
+from permafrost.models.providers import model_normalization, provider_of, published
 from permafrost_papers.ked.chimeras import spread_cells
 from permafrost_papers.ked.moments import Standardize, column_moments
 from permafrost_papers.ked.options import AdditiveModelConfig
@@ -50,9 +50,7 @@ class _InputClassifier(AdditiveClassifier):
         if config.columns is not None:
             self.normalize = Standardize(config.columns)
             return
-        assert config.mean is not None
-        assert config.std is not None
-        self.normalize = Normalize(config.mean, config.std)
+        self.normalize = Normalize(*model_normalization(config))
 
     def learn_moments(self, frames: Callable[[], Iterator[Tensor]]) -> None:
         if isinstance(self.normalize, Standardize):
