@@ -65,6 +65,17 @@ class TargetsOfRecords(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WrittenPass:
+    """A finished pass of targets that existed before."""
+
+    name: str
+    records: int
+    """Number of records with targets."""
+    written: int
+    """Number of those that this call has written."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class IngestShard:
     """Task that reads the targets of a shard's records, and writes their fields and their commit marker."""
 

@@ -36,6 +36,7 @@ from permafrost_exchange.encoding import EncodedTargets, encode_targets
 from permafrost_exchange.format_options import TargetFormatConfig
 from permafrost_exchange.ingest_shards import (
     IngestShard,
+    WrittenPass,
     folder_of_pass,
     prepared,
     shards_of,
@@ -200,14 +201,9 @@ def _name_of(path: Path, reader: TargetReader) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestedPass:
+class IngestedPass(WrittenPass):
     """A finished pass of another tool's targets."""
 
-    name: str
-    records: int
-    """Number of records with targets."""
-    written: int
-    """Number of those that this call has written."""
     without_record: int
     """Number of targets that are of no record."""
 

@@ -39,30 +39,36 @@ class PassportOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestConfig(Options):
+class JoinConfig(Options):
+    """Sections of verbs that join targets with the records of a store."""
+
+    store: StoreOptions
+    missing: Annotated[str | None, Role.FILE] = None
+    """File to which the keys of records without targets are written; null stops at such records. Splits without any
+    targets are left out of the pass by ingest."""
+    cluster: ClusterConfig
+    executor: ExecutorName = "auto"
+    """Executor of the work, as in precompute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig(JoinConfig):
     """Sections that `ingest` reads."""
 
     format: TargetFormatConfig
     path: Annotated[str, Role.FILE] = ""
     """File or folder of the targets."""
-    store: StoreOptions
     teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
     """Network that made the targets, which is run on a sample of the same views and compared with them."""
     passport: PassportOptions
     name: str | None = None
     """Name of the new pass, before its fingerprint; null takes the name of the format."""
-    missing: Annotated[str | None, Role.FILE] = None
-    """File to which the keys of records without targets are written, if a split has both; null stops at such a
-    split. Splits without any targets are left out of the pass."""
     views: ViewsConfig = field(default_factory=CanonicalViewsConfig)
     """Views to compute targets of, with format=relabel; other formats have targets of the views that they store."""
     augment: AugmentOptions = field(default_factory=AugmentOptions)
     subset: SubsetOptions = field(default_factory=SubsetOptions)
     split: str = "train"
     """Split of these views."""
-    cluster: ClusterConfig
-    executor: ExecutorName = "auto"
-    """Executor of the work, as in precompute."""
 
     def _check_together(self) -> None:
         if self.name is not None:
@@ -122,17 +128,11 @@ class ShareConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttachConfig(Options):
+class AttachConfig(JoinConfig):
     """Sections that `attach` reads."""
 
     path: Annotated[str, Role.FILE] = ""
     """Folder that `share` has written with form=webdataset; `from=` is the same option."""
-    store: StoreOptions
-    missing: Annotated[str | None, Role.FILE] = None
-    """File to which the keys of records without targets are written, as in ingest; null stops at such records."""
-    cluster: ClusterConfig
-    executor: ExecutorName = "auto"
-    """Executor of the work, as in precompute."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,7 @@ from permafrost_exchange.encoding import EncodedTargets
 from permafrost_exchange.formats.tar_targets import iter_samples
 from permafrost_exchange.ingest_shards import (
     IngestShard,
+    WrittenPass,
     folder_of_pass,
     prepared,
     shards_of,
@@ -152,12 +153,9 @@ def _members_of(path: RootedPath, size: int, changed: int | str) -> dict[str, di
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttachedPass:
+class AttachedPass(WrittenPass):
     """A shared pass in another store."""
 
-    name: str
-    records: int
-    written: int
     joined_by: str
     """Digests by which records were found: of files or of pixels."""
 

@@ -110,7 +110,20 @@ def share_pass(config: ShareConfig, store: Store, shared: TeacherPass, folder: P
     Raises:
         ConfigError: If the folder has other files, or the pass does not have what the form needs.
     """
-    _check(config, store, shared)
+    require(
+        not config.images or store.form.has_places,
+        "images=true: the store has rows of a table, and no images",
+    )
+    names = [spec.name for spec in shared.manifest.fields]
+    require(
+        config.form != "embeddings" or "pooled" in names,
+        f"form=embeddings writes the field pooled, and {shared.name} has {', '.join(names)}; choose "
+        "form=webdataset or huggingface",
+    )
+    require(
+        config.form != "embeddings" or shared.num_views == 1,
+        f"form=embeddings has one embedding per image, and {shared.name} has {shared.num_views} views",
+    )
     _check_folder(folder, shared)
     if config.keys:
         logger.info(
@@ -255,23 +268,6 @@ def _check_folder(folder: Path, shared: TeacherPass) -> None:
             before.get("fingerprint") == _fingerprint(shared),
             f"to={folder} is the share of another pass; name a new folder",
         )
-
-
-def _check(config: ShareConfig, store: Store, shared: TeacherPass) -> None:
-    require(
-        not config.images or store.form.has_places,
-        "images=true: the store has rows of a table, and no images",
-    )
-    names = [spec.name for spec in shared.manifest.fields]
-    require(
-        config.form != "embeddings" or "pooled" in names,
-        f"form=embeddings writes the field pooled, and {shared.name} has {', '.join(names)}; choose "
-        "form=webdataset or huggingface",
-    )
-    require(
-        config.form != "embeddings" or shared.num_views == 1,
-        f"form=embeddings has one embedding per image, and {shared.name} has {shared.num_views} views",
-    )
 
 
 def _describe(
