@@ -24,7 +24,7 @@ from permafrost.loading.geometry import view_images
 from permafrost.models.classifier import Classifier
 from permafrost.models.saved import TrainedModel
 from permafrost.store.reader import Store
-from permafrost.store.shard_records import ShardRecords
+from permafrost.store.shard_records import content_of
 from permafrost_export import predict
 from permafrost_export.portable import open_program
 
@@ -60,10 +60,8 @@ def compare_on_files(
         return {}
 
     def on_file(_: Tensor, row: int) -> Tensor:
-        number = int(store.shards.starts.searchsorted(row, side="right")) - 1
-        place = np.array([row - store.rows_of_shard(number).start])
-        ((data, _where),) = ShardRecords(store, store.shards[number], place).contents(range(1))
-        return run(torch.from_numpy(predict.network_input(BytesIO(data), facts).copy()))  # type: ignore[no-untyped-call]
+        data = BytesIO(content_of(store, row))
+        return run(torch.from_numpy(predict.network_input(data, facts).copy()))  # type: ignore[no-untyped-call]
 
     outputs: dict[str, Output] = {
         "frames": lambda image, _: network(image).logits,

@@ -26,7 +26,7 @@ from permafrost.sources.splits import TEST, TRAIN
 from permafrost.store.facts import UNKNOWN, Fact, Finding
 from permafrost.store.image_decoding import THUMBNAIL_SIDE, decode_pixels
 from permafrost.store.reader import Store
-from permafrost.store.shard_records import ShardRecords
+from permafrost.store.shard_records import content_of
 from permafrost.store.thumbnails import read_thumbnails
 from permafrost_findings.thresholds import (
     MAX_BITS,
@@ -257,9 +257,7 @@ def _are_similar(thumbnails: NDArray[np.uint8], pairs: _Rows) -> NDArray[np.bool
 def _have_equal_pixels(store: Store, *rows: int) -> bool:
     pictures = []
     for row in rows:
-        number = int(store.index.shard_numbers(np.array([row]))[0])
-        place = np.array([row - store.rows_of_shard(number).start])
-        ((data, _),) = ShardRecords(store, store.shards[number], place).contents(range(1))
+        data = content_of(store, row)
         try:
             pictures.append(decode_pixels(data))
         except UserError:

@@ -25,8 +25,8 @@ import numpy as np
 from PIL import Image
 
 from permafrost.core.errors import UserError
-from permafrost.core.records import Box, Content, ImageSource, Record, escape_key
-from permafrost.sources.image_files import image_suffix, iter_images, read_file
+from permafrost.core.records import Box, Content, Record, escape_key
+from permafrost.sources.image_files import FilesBelowRoot, iter_images
 from permafrost.sources.splits import split_off_test
 from permafrost.store.image_decoding import png_of
 from permafrost_sources.options import TorchvisionDataConfig
@@ -86,14 +86,14 @@ SETS = {
 }
 
 
-class TorchvisionSource(ImageSource):
+class TorchvisionSource(FilesBelowRoot):
     """Source of one of SETS. Arrays are never pickled, so pickles stay small."""
 
     def __init__(self, config: TorchvisionDataConfig) -> None:
         self.config = config
         self.name: str = config.name
         self.frame_size = SETS[config.name].frame_size
-        self._root = Path(config.root).absolute()
+        self._root: Path = Path(config.root).absolute()
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -111,8 +111,7 @@ class TorchvisionSource(ImageSource):
     def read(self, record: Record) -> Content:
         """Return the file unchanged, or the array's row as PNG."""
         if self.frame_size is None:
-            path, size = record.content
-            return Content(image=read_file(self._root, path, size), suffix=image_suffix(path))
+            return super().read(record)
         split, row = record.content
         pixels = np.asarray(load_dataset(self.name, self._root, split).data[row])
         return Content(image=png_of(Image.fromarray(pixels)), suffix="png")
@@ -120,7 +119,7 @@ class TorchvisionSource(ImageSource):
     def where(self, record: Record) -> str:
         """Return the image's file, or its row in an array."""
         if self.frame_size is None:
-            return str(self._root / record.content[0])
+            return super().where(record)
         return "row {1} of split {0}".format(*record.content)
 
     def _list(self, split: str) -> Iterator[Record]:

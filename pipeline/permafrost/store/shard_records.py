@@ -93,6 +93,18 @@ class ShardRecords:
         return memory
 
 
+def content_of(store: Store, row: int) -> bytes:
+    """Return the bytes of the record of a row of the index.
+
+    Raises:
+        ManifestError: If they are not the packed ones.
+    """
+    number = int(store.index.shard_numbers(np.array([row]))[0])
+    place = np.array([row - store.rows_of_shard(number).start])
+    ((data, _),) = ShardRecords(store, store.shards[number], place).contents(range(1))
+    return data
+
+
 @lru_cache(maxsize=1)
 def open_same_store(folder: RootedPath, fingerprint: str) -> Store:
     """Open the store, or the generations of it, that has a fingerprint, once in a process.
