@@ -186,7 +186,15 @@ def class_section(
         classes=[names[place] for place in places],
         rows=rows,
         networks=list(networks),
-        plots=[_plot(name, counts, names) for name, counts in networks.items()] if is_small else [],
+        plots=[
+            Plot(
+                confusion_plot(names, 100 * _shares(counts)[:, :-1]),
+                f"Confusion matrix of {name}: per cent of the records of each class, by predicted class",
+                f"{name}: per cent of the records of each class (row), by predicted class (column)",
+            )
+            for name, counts in networks.items()
+            if is_small
+        ],
         confusions=[] if is_small else _frequent(networks, names),
         values=values,
     )
@@ -315,14 +323,6 @@ def _accuracies(counts: Counts) -> NDArray[np.float64]:
 
 def _cell(values: Sequence[float]) -> dict[str, Any] | None:
     return None if np.isnan(values).any() else summarize([float(value) for value in values])
-
-
-def _plot(name: str, counts: Counts, names: Sequence[str]) -> Plot:
-    return Plot(
-        confusion_plot(names, 100 * _shares(counts)[:, :-1]),
-        f"Confusion matrix of {name}: per cent of the records of each class, by predicted class",
-        f"{name}: per cent of the records of each class (row), by predicted class (column)",
-    )
 
 
 def _frequent(networks: Mapping[str, Counts], names: Sequence[str]) -> list[Confusion]:

@@ -444,7 +444,7 @@ def _predict_batch(
     check_interrupted()
     output = forward_to_explain(model.network, view_images(batch, model.input_size))
     size = model.input_size
-    scores = []
+    scores: list[tuple[Tensor, ...]] = []
     for classes in classes_of(batch.labels).T:
         nowhere = output.logits.new_full((len(classes),), float("nan"))
         scores.append((nowhere, nowhere, nowhere))
@@ -454,7 +454,13 @@ def _predict_batch(
         if (no_region := ~regions.flatten(1).any(dim=1)).all():  # no map is needed
             continue
         maps = attribution_of(maps_of(model, output, classes), batch)
-        scores[-1] = _localize(maps, regions, no_region, options)
+        upsampled = upsample(maps, (regions.shape[-2], regions.shape[-1]))
+        measured = (
+            energy_pointing_game(upsampled, regions),
+            localization_iou(upsampled, regions, options.iou_threshold),
+            uniform_score(regions),
+        )
+        scores[-1] = tuple(each.masked_fill(no_region, float("nan")) for each in measured)
     epg, iou, epg_uniform = (torch.stack(values, dim=1) for values in zip(*scores, strict=True))
     cosine = teacher_logits = explained = teacher_epg = None
     if batch.targets:
@@ -480,22 +486,6 @@ def _predict_batch(
         target_class=None if explained is None else explained.cpu(),
         teacher_epg=teacher_epg,
         map_cosine=cosine,
-    )
-
-
-def _localize(
-    maps: Tensor, regions: Tensor, no_region: Tensor, options: EvaluateOptions
-) -> tuple[Tensor, Tensor, Tensor]:
-    """EPG and IoU of maps [n, h, w] and regions bool [n, H, W], and EPG of uniform maps.
-
-    Each is [n], nan for records without a region.
-    """
-    upsampled = upsample(maps, (regions.shape[-2], regions.shape[-1]))
-    nowhere = float("nan")
-    return (
-        energy_pointing_game(upsampled, regions).masked_fill(no_region, nowhere),
-        localization_iou(upsampled, regions, options.iou_threshold).masked_fill(no_region, nowhere),
-        uniform_score(regions).masked_fill(no_region, nowhere),
     )
 
 

@@ -475,7 +475,10 @@ class PixelSchedule:
                 columns.append(_policy_row(kinds, strengths))
                 policies += 1
             else:
-                columns.append(_pixel_row(operation, next(numbers)))
+                uniform = next(numbers)
+                values = _VALUES[operation.kind](operation, uniform[:, 1:])
+                absent = torch.full_like(values, _NOT_DRAWN)
+                columns.append(values.where(uniform[:, :1] < operation.p, absent))
         return (torch.cat(columns, dim=1),)
 
 
@@ -485,12 +488,6 @@ def _policy_row(kinds: Tensor, strengths: Tensor) -> Tensor:
     codes = firsts.clone()
     codes[:, : seconds.shape[1]] += len(SPACE) * seconds
     return torch.cat([codes.double(), strengths], dim=1)
-
-
-def _pixel_row(operation: PixelOperationConfig, numbers: Tensor) -> Tensor:
-    """Return the columns of an operation on pixels, from uniform numbers [n, _NUMBERS]."""
-    values = _VALUES[operation.kind](operation, numbers[:, 1:])
-    return values.where(numbers[:, :1] < operation.p, torch.full_like(values, _NOT_DRAWN))
 
 
 def _jitter_values(operation: PixelOperationConfig, numbers: Tensor) -> Tensor:

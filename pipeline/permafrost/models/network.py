@@ -235,8 +235,19 @@ class Network:
         origin, _, state = str(self.config.weights).partition(":")
         if origin == MEMORY:
             return state
-        if (built := f"{count_classes(self.classes)} {self.config!r}") not in _BUILT:
-            _BUILT[built] = _sha256_built(self.config, count_classes(self.classes))
+        config, num_classes = self.config, count_classes(self.classes)
+        if (built := f"{num_classes} {config!r}") not in _BUILT:
+            from permafrost.models.cost import sha256_tensors
+            from permafrost.models.providers import build_model, provider_of, published
+
+            source = published(config) if is_published(config.weights) else None
+            # With the published head, because one for other classes is drawn anew in every process.
+            model = (
+                build_model(config, num_classes)
+                if source is None
+                else provider_of(config).build(config, source.classes)
+            )
+            _BUILT[built] = sha256_tensors(model.network)
         return _BUILT[built]
 
     @cached_property
@@ -277,17 +288,3 @@ def describe_input(config: ModelConfig) -> dict[str, Any]:
     if config.interpolation == "bicubic":
         described["interpolation"] = config.interpolation
     return described
-
-
-def _sha256_built(config: ModelConfig, num_classes: int) -> str:
-    from permafrost.models.cost import sha256_tensors
-    from permafrost.models.providers import build_model, provider_of, published
-
-    source = published(config) if is_published(config.weights) else None
-    # With the published head, because one for other classes is drawn anew in every process.
-    model = (
-        build_model(config, num_classes)
-        if source is None
-        else provider_of(config).build(config, source.classes)
-    )
-    return sha256_tensors(model.network)

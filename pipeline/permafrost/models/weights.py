@@ -73,8 +73,13 @@ def load_weights(
     if not fit.is_complete or (fit.head and not may_replace_head):
         raise WeightsError(_explain_misfit(model, path, fit, expected))
     _require_values(path, fit.state)
-    if outputs is not None:
-        _refuse_unexpected_layers(model, path, tensors, [fit, *others], outputs)
+    # Layers before or after the network change what it computes.
+    if outputs is not None and (names := unexpected_layers(tensors, [fit, *others], outputs)):
+        name = type(model.network).__name__
+        raise WeightsError(
+            f"{path} has {name} at {_name_of(fit)} and layers before or after it, {shorten(names, 3)}, so {name} "
+            "alone computes something else; name the whole network (kind=module, factory=)"
+        )
     _announce(model, path, tensors, fit, others, key)
     # Updating keeps the layout versions in the metadata of the network's own state dict.
     expected.update({name: _dense(tensor) for name, tensor in fit.state.items()})
@@ -86,18 +91,6 @@ def load_weights(
         if tensor is not None
     }
     model.network.load_state_dict(expected)
-
-
-def _refuse_unexpected_layers(
-    model: Classifier, path: Path, tensors: dict[str, Tensor], fits: list[Fit], outputs: int
-) -> None:
-    """Raise WeightsError if a file has layers before or after the network, which change what it computes."""
-    if names := unexpected_layers(tensors, fits, outputs):
-        name = type(model.network).__name__
-        raise WeightsError(
-            f"{path} has {name} at {_name_of(fits[0])} and layers before or after it, {shorten(names, 3)}, so {name} "
-            "alone computes something else; name the whole network (kind=module, factory=)"
-        )
 
 
 def choose_fit(

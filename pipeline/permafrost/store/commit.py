@@ -302,9 +302,10 @@ def commit_store(
             sizes = _some_sizes(sizes, rows)
         _check_skipped(writer, packing, max_skipped, store)
         tables = writer.finish()
-    frame = None
-    if packing.columns is None:
-        frame = committed.canonical if committed else _frame(packing, sizes, image_size)
+    frame = committed.canonical if committed else None
+    if packing.columns is None and frame is None:
+        height, width = packing.size or _frame_size(sizes, image_size)
+        frame = CanonicalFrame(height=height, width=width, format=packing.form)
     # 3. The manifest, which makes the store valid, and then the removal of what it does not name.
     for name in (IMAGES_FOLDER, COMMITS_FOLDER):
         remove_leftovers(store / name)
@@ -428,11 +429,6 @@ def committed_store(store: RootedPath) -> StoreManifest | None:
         ManifestError: If the manifest is damaged.
     """
     return read_store_manifest(store) if file_at(store / MANIFEST_NAME).exists() else None
-
-
-def _frame(packing: Packing, sizes: set[tuple[int, int]], image_size: int | None) -> CanonicalFrame:
-    height, width = packing.size or _frame_size(sizes, image_size)
-    return CanonicalFrame(height=height, width=width, format=packing.form)
 
 
 def _frame_size(sizes: set[tuple[int, int]], image_size: int | None) -> tuple[int, int]:

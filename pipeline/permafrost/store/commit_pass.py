@@ -85,19 +85,16 @@ def missing_pass_shards(
             pairs = zip(shards, annotated, strict=True)
             with file_at(folder).listing():
                 return [
-                    shard for shard, entry in pairs if not _has_files(folder, shard, entry.files)
+                    shard
+                    for shard, entry in pairs
+                    if not file_at(marker_path(folder, shard.name)).is_file()
+                    or not all(has_size(folder / each.path, each.bytes) for each in entry.files)
                 ]
         return list(shards)
     with file_at(folder).listing():
         names = [shard.name for shard in shards]
         done = file_at(folder).read_each(partial(is_annotated, folder, origin), names)
         return [shard for shard, is_done in zip(shards, done, strict=True) if not is_done]
-
-
-def _has_files(folder: RootedPath, shard: ShardEntry, files: Sequence[FileEntry]) -> bool:
-    return file_at(marker_path(folder, shard.name)).is_file() and all(
-        has_size(folder / entry.path, entry.bytes) for entry in files
-    )
 
 
 def is_annotated(folder: RootedPath, origin: str, shard: str) -> bool:

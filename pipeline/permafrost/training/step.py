@@ -78,7 +78,14 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
     # 2. The student.
     student = run_student(training, batch, inputs.images, input_size)
     # 3. Each teacher's targets on the student's grid, and its maps of the classes that they explain.
-    teachers = training.read_targets(batch, target_request(training, student))
+    needs, features = training.loss.needs, student.output.features
+    request = TargetRequest(
+        training.map_grid or (features.shape[-2], features.shape[-1]),
+        needs.map_control,
+        with_maps=needs.maps_in(training.global_step),
+        scaled=needs.scaled_maps,
+    )
+    teachers = training.read_targets(batch, request)
     pairs = [
         explain_targets(training, student, inputs.change_targets(targets)) for targets in teachers
     ]
@@ -131,17 +138,6 @@ def weigh_records(student: StudentOutput, weights: Tensor) -> StudentOutput:
         return values
 
     return replace(student, output=tree_map(weigh, student.output), maps=weigh(student.maps))
-
-
-def target_request(training: Training, student: StudentOutput) -> TargetRequest:
-    """Request targets on the grid of the student's maps, with maps if the loss reads them in the next step."""
-    needs, features = training.loss.needs, student.output.features
-    return TargetRequest(
-        training.map_grid or (features.shape[-2], features.shape[-1]),
-        needs.map_control,
-        with_maps=needs.maps_in(training.global_step),
-        scaled=needs.scaled_maps,
-    )
 
 
 def explain_targets(

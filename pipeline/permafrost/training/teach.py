@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from statistics import mean
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -59,6 +59,8 @@ class FoldTask:
     """Task that trains and evaluates the network of one fold, in any process of the task runner."""
 
     options: TeachConfig
+    after: ClassVar[tuple[str, ...]] = ()
+    """No other task."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FoldTask, (with_absolute_paths(self.options),)
@@ -67,11 +69,6 @@ class FoldTask:
     def name(self) -> str:
         """Name of the fold's folder."""
         return f"fold-{self.options.teaching.fold}"
-
-    @property
-    def after(self) -> tuple[str, ...]:
-        """No other task."""
-        return ()
 
     @property
     def folder(self) -> RootedPath:

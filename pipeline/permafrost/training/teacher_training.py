@@ -227,25 +227,26 @@ class TeacherPlan(TrainingJob):
         # With the files that `prepare` has written.
         model = teaching.prepared(self.config.teacher, self.folder)
         source, after_epoch = teaching.target_source, teaching.after_epoch
-        store = self.store
         threads = decode_threads_of(teaching.trainer, distributed)
         rows = self.rows
         return TrainingSpec(
             dataset=StoreDataset(
-                store,
+                self.store,
                 rows,
                 with_regions=teaching.reads_regions,
                 decode_threads=threads,
             ),
             model=replace(model, weights=teaching.start) if teaching.start else model,
-            num_classes=len(store.manifest.classes),
+            num_classes=len(self.store.manifest.classes),
             loss=build_loss(teaching),
             augment=teaching.augment,
             optimizer=teaching.optimizer,
             trainer=fit_batch(self.trainer, len(rows), pairs=teaching.augment.mixes),
             seed=self.config.seed,
             target_source=partial(pkgutil.resolve_name(source), teaching) if source else None,
-            after_epoch=pkgutil.resolve_name(after_epoch)(self.config, self.folder, store, threads)
+            after_epoch=pkgutil.resolve_name(after_epoch)(
+                self.config, self.folder, self.store, threads
+            )
             if after_epoch
             else None,
             live_teacher=black_box
