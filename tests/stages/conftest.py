@@ -4,7 +4,11 @@ import runpy
 
 import pytest
 
+from permafrost.config.models import CifarModelConfig
+from permafrost.store.reader import Store
 from tests.support.paths import ROOT
+from tests.support.stores import precompute_config
+from tests.support.verbs import precompute
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -26,3 +30,13 @@ def permafrost(monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="module")
+def two_teachers(tmp_path_factory):
+    """Store with the passes resnet8 (first or the assistant) and resnet14, in alphabetical order."""
+    path = tmp_path_factory.mktemp("taught") / "store"
+    for name in ("resnet8", "resnet14"):
+        teacher = CifarModelConfig(name=name, width=4, weights="random")
+        precompute.run(precompute_config(path, teacher))
+    return Store(path)

@@ -20,26 +20,15 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
-from permafrost.store.reader import Store
 from permafrost.sweeps.plan import plan_students
 from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.student_results import load_results, split_by_evaluation
 from tests.support.composition import config_of
 from tests.support.papers import needs_papers
-from tests.support.stores import precompute_config
-from tests.support.verbs import distill, evaluate, precompute, report
+from tests.support.verbs import distill, evaluate, report
 
 ASSISTANT = CifarModelConfig(name="resnet8", width=4, weights="random")
 FIRST = CifarModelConfig(name="resnet14", width=4, weights="random")
-
-
-@pytest.fixture(scope="module")
-def passes_of_both(tmp_path_factory):
-    """Store with the passes resnet8 (the assistant) and resnet14 (the first teacher)."""
-    path = tmp_path_factory.mktemp("assisted") / "store"
-    for teacher in (ASSISTANT, FIRST):
-        precompute.run(precompute_config(path, teacher))
-    return Store(path)
 
 
 def student_config(store, named="resnet8", **options):
@@ -67,11 +56,11 @@ def evaluation(store, against=None, teacher=(), run="student", splits=("test",))
     return evaluate.run(config).splits[splits[0]]
 
 
-def test_a_student_is_compared_with_its_assistant_and_with_the_first_teacher(passes_of_both):
-    train_student(passes_of_both)
+def test_a_student_is_compared_with_its_assistant_and_with_the_first_teacher(two_teachers):
+    train_student(two_teachers)
 
-    own = evaluation(passes_of_both)
-    first = evaluation(passes_of_both, against="resnet14")
+    own = evaluation(two_teachers)
+    first = evaluation(two_teachers, against="resnet14")
 
     assert first["accuracy"] == own["accuracy"]
     assert first["kl_to_teacher"] != own["kl_to_teacher"]
@@ -79,18 +68,18 @@ def test_a_student_is_compared_with_its_assistant_and_with_the_first_teacher(pas
     assert folders == {"evaluate", "evaluate-against-resnet14"}
     # The same student in another run, evaluated on the first teacher's pass alone, has the same numbers.
     shutil.copytree(RUNS / "student" / "distill", RUNS / "alone" / "distill")
-    assert evaluation(passes_of_both, teacher=("resnet14",), run="alone") == first
+    assert evaluation(two_teachers, teacher=("resnet14",), run="alone") == first
 
 
 @pytest.mark.slow
-def test_a_report_shows_both_evaluations(passes_of_both):
-    train_student(passes_of_both)
-    own = evaluation(passes_of_both)
-    first = evaluation(passes_of_both, against="resnet14")
+def test_a_report_shows_both_evaluations(two_teachers):
+    train_student(two_teachers)
+    own = evaluation(two_teachers)
+    first = evaluation(two_teachers, against="resnet14")
 
     report.run(
         ReportConfig(
-            store=StoreOptions(path=str(passes_of_both.path)),
+            store=StoreOptions(path=str(two_teachers.path)),
             augment=AugmentOptions(),
             report=ReportOptions(
                 columns={"own": "test.agreement", "far": "test.kl_to_teacher@resnet14"}
@@ -110,10 +99,10 @@ def test_a_report_shows_both_evaluations(passes_of_both):
 
 
 def test_a_student_that_was_compared_with_another_pass_only_is_shown_with_its_records(
-    passes_of_both,
+    two_teachers,
 ):
-    train_student(passes_of_both)
-    evaluation(passes_of_both, against="resnet14")
+    train_student(two_teachers)
+    evaluation(two_teachers, against="resnet14")
 
     (result,) = load_results("student")
 
@@ -121,10 +110,10 @@ def test_a_student_that_was_compared_with_another_pass_only_is_shown_with_its_re
     assert (result.evaluation / "records.parquet").exists()
 
 
-def test_the_mean_over_splits_is_that_of_the_evaluation_that_is_named(passes_of_both):
-    train_student(passes_of_both)
-    own = evaluation(passes_of_both)
-    evaluation(passes_of_both, against="resnet14", splits=("train",))
+def test_the_mean_over_splits_is_that_of_the_evaluation_that_is_named(two_teachers):
+    train_student(two_teachers)
+    own = evaluation(two_teachers)
+    evaluation(two_teachers, against="resnet14", splits=("train",))
 
     (result,) = load_results("student")
 
@@ -135,15 +124,15 @@ def test_the_mean_over_splits_is_that_of_the_evaluation_that_is_named(passes_of_
     assert replace(result, metrics={}, against={}).find("all.accuracy") is None
 
 
-def test_a_named_pass_is_for_students_on_records_of_its_own_store(passes_of_both):
+def test_a_named_pass_is_for_students_on_records_of_its_own_store(two_teachers):
     config = EvaluateConfig(
-        store=StoreOptions(path=str(passes_of_both.path)),
+        store=StoreOptions(path=str(two_teachers.path)),
         evaluate=EvaluateOptions(
-            against="resnet14", store=str(passes_of_both.path), splits=("holdout",)
+            against="resnet14", store=str(two_teachers.path), splits=("holdout",)
         ),
         run="student",
     )
-    train_student(passes_of_both)
+    train_student(two_teachers)
 
     with pytest.raises(ConfigError, match=r"splits=holdout selects .* is a different store"):
         evaluate.run(config)
@@ -152,10 +141,10 @@ def test_a_named_pass_is_for_students_on_records_of_its_own_store(passes_of_both
             replace(config, model=model)
 
 
-def test_a_sweep_checks_the_named_pass_before_it_trains(passes_of_both):
+def test_a_sweep_checks_the_named_pass_before_it_trains(two_teachers):
     words = [
         *("student=cifar", "student.name=resnet8", "student.width=4", "method=kd"),
-        *(f"store.path={passes_of_both.path}", "store.teacher=[resnet8]", "variants={kd: []}"),
+        *(f"store.path={two_teachers.path}", "store.teacher=[resnet8]", "variants={kd: []}"),
         *("evaluate.against=resnet50", "executor=serial"),
     ]
     config = config_of("sweep", *words)
@@ -164,9 +153,9 @@ def test_a_sweep_checks_the_named_pass_before_it_trains(passes_of_both):
         plan_students(config, words)
 
 
-def test_a_live_student_is_selected_by_the_pass_that_is_named(passes_of_both):
+def test_a_live_student_is_selected_by_the_pass_that_is_named(two_teachers):
     config = student_config(
-        passes_of_both,
+        two_teachers,
         named="resnet14",
         subset=SubsetOptions(holdout=1),
         mode="live",
@@ -185,13 +174,13 @@ def test_a_live_student_is_selected_by_the_pass_that_is_named(passes_of_both):
 
 @needs_papers
 def test_a_given_network_is_compared_with_the_pass_of_the_teacher_that_is_named(
-    passes_of_both, tmp_path
+    two_teachers, tmp_path
 ):
     torch.manual_seed(0)
     weights = tmp_path / "given.safetensors"
     save_file(build_model(ASSISTANT, 10).network.state_dict(), weights)
     config = EvaluateConfig(
-        store=StoreOptions(path=str(passes_of_both.path)),
+        store=StoreOptions(path=str(two_teachers.path)),
         evaluate=EvaluateOptions(num_pictures=2),
         model="network",
         student=replace(ASSISTANT, weights=str(weights)),
@@ -209,10 +198,10 @@ def test_a_given_network_is_compared_with_the_pass_of_the_teacher_that_is_named(
         evaluate.run(other)
 
 
-def test_a_pass_that_the_store_does_not_have_is_refused_with_those_it_has(passes_of_both):
-    train_student(passes_of_both)
+def test_a_pass_that_the_store_does_not_have_is_refused_with_those_it_has(two_teachers):
+    train_student(two_teachers)
 
     with pytest.raises(
         ConfigError, match=r"against=resnet50 is not one pass .*resnet14-.*, resnet8-"
     ):
-        evaluation(passes_of_both, against="resnet50")
+        evaluation(two_teachers, against="resnet50")

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 import shlex
-import sys
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from permafrost.config.sections import experiment_files, section_names
+from permafrost.config.sections import section_names
+from tests.support.commands import commands_in, header_of
 from tests.support.composition import composed_of
 from tests.support.image_sets import image_bytes, write_cifar, write_images, write_mnist
 from tests.support.images import write_tar
-from tests.support.paths import ROOT
 from tests.support.unicauca import write_unicauca
 
 SIDE = 64
@@ -30,17 +27,6 @@ KED = [
     *("tiny_imagenet", "unicauca"),
 ]
 UNICAM = ["cats_and_dogs", "plant_disease", "cifar10", "resnet152_to_vgg", "vgg_to_resnet152"]
-
-
-def commands(recipe: str) -> list[list[str]]:
-    """Words after `permafrost` of each command in the header of a recipe."""
-    text = experiment_files()[recipe].read_text()
-    joined = re.sub(
-        r" \\\n# +",
-        " ",
-        "".join(takewhile(lambda line: line[0] == "#", text.splitlines(keepends=True))),
-    )
-    return [shlex.split(line) for line in re.findall(r"^#   permafrost (.*)$", joined, re.M)]
 
 
 def write_tiny_imagenet(root: Path) -> None:
@@ -159,16 +145,13 @@ def reducing_arguments(verb: str, words: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def run_command(monkeypatch, capsys):
+def run_command(permafrost):
     """Function that runs the words of a command in this process, and returns what it printed."""
 
     def run(verb: str, *words: str) -> str:
-        monkeypatch.setattr(sys, "argv", [f"permafrost {verb}", *words])
-        try:
-            runpy.run_path(str(ROOT / "stages" / f"{verb}.py"), run_name="__main__")
-        except SystemExit as end:
-            pytest.fail(f"{verb} {shlex.join(words)}: exit {end.code}: {capsys.readouterr().err}")
-        return capsys.readouterr().out
+        code, output, errors = permafrost(verb, *words)
+        assert not code, f"{verb} {shlex.join(words)}: exit {code}: {errors}"
+        return output
 
     return run
 
@@ -182,9 +165,9 @@ def test_every_command_of_a_recipe_runs_as_printed(
 ):
     monkeypatch.chdir(tmp_path)
     write_data(recipe, monkeypatch)
-    printed = commands(recipe)
+    printed = commands_in(header_of(recipe))
     if recipe in ("ked/mnist", "ked/fashion_mnist"):
-        printed += commands(f"{recipe}_full")
+        printed += commands_in(header_of(f"{recipe}_full"))
 
     for verb, *words in printed:
         run_command(verb, *words, *reducing_arguments(verb, words))
@@ -206,8 +189,8 @@ def test_the_commands_of_the_assistant_run_as_printed(
     """Its first commands are those of cats_and_dogs, and its last one names a student."""
     monkeypatch.chdir(tmp_path)
     write_data("unicam/cats_and_dogs", monkeypatch)
-    first = commands("unicam/cats_and_dogs")[:3]
-    *printed, last = commands("unicam/assistant")
+    first = commands_in(header_of("unicam/cats_and_dogs"))[:3]
+    *printed, last = commands_in(header_of("unicam/assistant"))
 
     for verb, *words in (*first, *printed):
         run_command(verb, *words, *reducing_arguments(verb, words))

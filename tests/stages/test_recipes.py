@@ -6,11 +6,8 @@ The networks, losses, grids and schedules of a recipe are kept. Sizes and durati
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from dataclasses import replace
 from functools import partial
-from itertools import takewhile
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -33,6 +30,7 @@ from permafrost_papers.interpretability.options import CellsDataConfig, SSKDConf
 from permafrost_sources.options import DemoDataConfig
 from permafrost_sources.torchvision_sets import SETS
 from tests.support.broden import write_broden
+from tests.support.commands import commands_in, header_of
 from tests.support.composition import composed_of
 from tests.support.items import for_each
 from tests.support.stores import TINY_DATA
@@ -51,15 +49,7 @@ SHORT = {"epochs": 1, "batch_size": 6, "warmup_epochs": 0, "loader_processes": 0
 
 
 def header(recipe: str) -> str:
-    name = recipe if recipe in EVERY_RECIPE else f"e2kd/{recipe}"
-    text = experiment_files()[name].read_text()
-    return "".join(takewhile(lambda line: line[0] == "#", text.splitlines(keepends=True)))
-
-
-def commands(recipe: str) -> list[list[str]]:
-    """Words after `permafrost` of each command in a recipe's header."""
-    joined = re.sub(r" \\\n# +", " ", header(recipe))
-    return [shlex.split(line) for line in re.findall(r"^#   permafrost (.*)$", joined, re.M)]
+    return header_of(recipe if recipe in EVERY_RECIPE else f"e2kd/{recipe}")
 
 
 def student_of(paper, recipe, variant):
@@ -77,7 +67,7 @@ OPTIMIZER = attrgetter("optimizer.kind", "optimizer.lr", "optimizer.weight_decay
 @for_each("recipe", EVERY_RECIPE)
 def test_every_command_of_a_recipe_composes(recipe):
     """All options exist and are consistent. No file is read."""
-    typed = commands(recipe)
+    typed = commands_in(header(recipe))
 
     assert typed or "make demo" in header(recipe)
     made: set[str] = set()

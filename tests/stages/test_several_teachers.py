@@ -37,15 +37,6 @@ FIRST = CifarModelConfig(name="resnet8", width=4, weights="random")
 SECOND = CifarModelConfig(name="resnet14", width=4, weights="random")
 
 
-@pytest.fixture(scope="module")
-def two_teachers(tmp_path_factory):
-    """Store with the passes of two teachers, in alphabetical order."""
-    path = tmp_path_factory.mktemp("taught") / "store"
-    for teacher in (FIRST, SECOND):
-        precompute.run(precompute_config(path, teacher))
-    return Store(path)
-
-
 def names_of(store):
     by_kind = {folder.name.split("-")[0]: folder.name for folder in store.pass_folders()}
     return by_kind["resnet8"], by_kind["resnet14"]

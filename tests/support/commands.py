@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
-from itertools import product
+from itertools import product, takewhile
 
 from permafrost.config.compose import names_teacher
 from permafrost.config.paths import place_paths
-from permafrost.config.sections import section_names, section_of, sections_of_verb
+from permafrost.config.sections import experiment_files, section_names, section_of, sections_of_verb
 from permafrost.config.verbs import VERBS, build_verb_config
 from tests.support.composition import composed_of
 from tests.support.paths import ROOT
@@ -20,6 +20,18 @@ TARGETS = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re
 
 class UnknownCommandError(ValueError):
     """Line of a page that no test understands."""
+
+
+def header_of(recipe: str) -> str:
+    """Return the comment at the beginning of a recipe."""
+    text = experiment_files()[recipe].read_text()
+    return "".join(takewhile(lambda line: line[0] == "#", text.splitlines(keepends=True)))
+
+
+def commands_in(header: str) -> list[list[str]]:
+    """Return the words after `permafrost` of each command in the header of a recipe."""
+    joined = re.sub(r" \\\n# +", " ", header)
+    return [shlex.split(line) for line in re.findall(r"^#   permafrost (.*)$", joined, re.M)]
 
 
 def lines_of(code: str) -> Iterator[str]:

@@ -16,11 +16,9 @@ import pytest
 import torch
 
 from permafrost.annotation.annotator import TeacherAnnotator
-from permafrost.config.compose import compose
 from permafrost.config.explainers import GradCamConfig
 from permafrost.config.methods import EmbeddingConfig
 from permafrost.config.store import PassOptions, StoreOptions
-from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_GROUP, NO_LABEL
 from permafrost.loading.subset import rows_of_split
@@ -29,6 +27,7 @@ from permafrost.models.providers import build_model, freeze
 from permafrost.store.reader import Store, StoreMismatchError
 from permafrost.training import loop
 from permafrost.training.teacher_training import draw_folds
+from tests.support.composition import config_of
 from tests.support.kills import killed_at
 from tests.support.networks import save_tiny_teacher
 from tests.support.processes import descendants, environment
@@ -162,10 +161,6 @@ def test_a_record_is_annotated_by_the_network_of_its_fold(frozen, monkeypatch, t
     assert abs(expected[0]["logits"] - expected[1]["logits"]).max() > 0.1
 
 
-def composed(verb, *words):
-    return build_verb_config(verb, compose(verb, words))
-
-
 def words_of_folds(store, run, *words):
     network = ("teacher=cifar", "teacher.name=resnet8", "teacher.width=4", f"store.path={store}")
     length = "teaching.trainer.epochs=2", f"teaching.folds={FOLDS}", "executor=serial"
@@ -173,12 +168,12 @@ def words_of_folds(store, run, *words):
 
 
 def teach_folds(store, run="folds", *words):
-    return composed("teach", *words_of_folds(store, run, *words))
+    return config_of("teach", *words_of_folds(store, run, *words))
 
 
 def pass_of_folds(store, outputs):
     words = "teacher=folds", "teacher.weights=runs/folds/teach", f"store.path={store}"
-    return composed("precompute", *words, f"annotate.outputs=[{outputs}]", "executor=serial")
+    return config_of("precompute", *words, f"annotate.outputs=[{outputs}]", "executor=serial")
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +235,7 @@ def test_no_network_has_been_trained_on_the_records_that_it_answers(packed, monk
         distill.run(distill_config(frozen, method=EmbeddingConfig(), **(options | {"run": "no"})))
     words = "model=teacher", "run=x", "teacher=folds", "teacher.weights=runs/folds/teach"
     with pytest.raises(ConfigError, match="run in precompute only"):
-        evaluate.run(composed("evaluate", f"store.path={packed}", *words))
+        evaluate.run(config_of("evaluate", f"store.path={packed}", *words))
 
 
 def test_options_of_folds_that_make_no_sense_are_refused(packed):
@@ -252,7 +247,7 @@ def test_options_of_folds_that_make_no_sense_are_refused(packed):
             teach_folds(packed, "refused", *words)
     teach.run(teach_folds(packed, "one", "teaching.folds=0"))
     with pytest.raises(ConfigError, match="set teacher=saved"):
-        composed(
+        config_of(
             "precompute", "teacher=folds", "teacher.weights=runs/one/teach", f"store.path={packed}"
         )
 
