@@ -10,7 +10,6 @@ import yaml
 
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.annotation.outputs import BatchInfo
-from permafrost.annotation.stored_views import plan_stored_views
 from permafrost.config.augment import (
     AugmentOptions,
     CanonicalViewsConfig,
@@ -325,19 +324,6 @@ def test_views_that_cannot_be_drawn_are_refused(replayed, options, message):
         options = {"teacher": replace(replayed.config.teacher, frame=frame)}
     with pytest.raises(ConfigError, match=message):
         replace(replayed.config, **options)
-
-
-def test_views_of_a_record_do_not_depend_on_who_is_selected_with_it(replayed):
-    store = replayed.store
-    whole = plan_stored_views(store, VIEWS, AUGMENT, "train", SubsetOptions(), 8)
-    few = plan_stored_views(store, VIEWS, AUGMENT, "train", SubsetOptions(shots=1), 8)
-
-    for shard in store.manifest.shards:
-        rows = few.rows_of(store, shard)
-        if len(rows):
-            every = whole.draw(store, shard).views.windows
-            assert torch.equal(few.draw(store, shard).views.windows, every[rows])
-    assert not torch.equal(every[:, 0], every[:, 1])
 
 
 def test_of_several_passes_of_stored_views_the_count_chooses(replayed, tmp_path):

@@ -220,6 +220,8 @@ def test_values_of_a_record_do_not_depend_on_who_is_selected_with_it(strong):
             assert torch.equal(some.pixels, every.pixels[rows])
             assert torch.equal(some.views.windows, every.views.windows[rows])
             assert torch.equal(some.views.steps, every.views.steps[rows])
+    windows = every.views.windows
+    assert not torch.equal(windows[:, 0], windows[:, 1])
 
 
 # ---- students ------------------------------------------------------------------------------------

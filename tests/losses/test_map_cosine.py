@@ -12,28 +12,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from permafrost.config.methods import E2KDConfig, KDConfig
-from permafrost.config.models import CifarModelConfig
 from permafrost.config.training import OptimizerOptions
 from permafrost.core.batches import Batch, MapTargets, StoredTargets
 from permafrost.core.errors import ConfigError
 from permafrost.losses.base import DistillationLoss, LossTerms, build_loss
 from permafrost.losses.e2kd import E2KDLoss
 from permafrost.losses.map_distances import map_cosine, upsampling_gram
-from permafrost.models.cifar import CifarResNet
 from permafrost.models.explanations import gradcam
 from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss, train_step
-from tests.support.batches import random_frames
+from tests.support.batches import (
+    FRAME,
+    GRID,
+    NUM_CLASSES,
+    build_batch,
+    random_frames,
+    random_targets,
+    tiny_model,
+)
 from tests.support.outputs import student_output
-
-FRAME = (16, 16)
-
-
-GRID = (4, 4)
-
-
-NUM_CLASSES = 3
 
 
 def nonnegative_maps(seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -71,37 +69,9 @@ def map_terms(
     return E2KDLoss(E2KDConfig(**options))(student, targets, torch.zeros(records, dtype=torch.long))
 
 
-def small_resnet(seed: int) -> CifarResNet:
-    torch.manual_seed(seed)
-    return CifarResNet(CifarModelConfig(name="resnet8", width=4), NUM_CLASSES)
-
-
-def whole_frames(inputs: Tensor, targets: StoredTargets) -> Batch:
-    """Batch without views."""
-    return Batch(
-        keys=tuple(f"record-{index}" for index in range(len(inputs))),
-        record_index=torch.arange(len(inputs)),
-        inputs=inputs,
-        canonical_from_view=None,
-        view_index=torch.zeros(len(inputs), dtype=torch.long),
-        original_size=torch.full((len(inputs), 2), 32.0),
-        labels=torch.arange(len(inputs)) % NUM_CLASSES,
-        groups=torch.full((len(inputs),), -1),
-        targets=(targets,),
-    )
-
-
 def unrelated_batch(seed: int) -> Batch:
     """Random frames with unrelated random targets."""
-    generator = torch.Generator().manual_seed(seed)
-    targets = StoredTargets(
-        teacher="teacher",
-        logits=torch.randn(4, NUM_CLASSES, generator=generator),
-        target_class=torch.randint(0, NUM_CLASSES, (4, 1), generator=generator),
-        maps=torch.rand(4, 1, 1, *GRID, generator=generator),
-        map_from_canonical=torch.eye(3).expand(4, 3, 3),
-    )
-    return whole_frames(random_frames(seed), targets)
+    return build_batch(random_frames(seed), random_targets(seed), None)
 
 
 def batch_of_two_classes(seed: int) -> Batch:
@@ -296,7 +266,7 @@ def test_every_record_weighs_the_same_however_many_classes_it_has(normalize_by, 
 
 
 def test_frozen_loss_of_a_student_that_is_its_own_teacher_is_zero():
-    student = small_resnet(0).double().eval()
+    student = tiny_model(0).double().eval()
     inputs = random_frames(0)
     with torch.no_grad():
         output = student(inputs.float() / 255)
@@ -311,7 +281,7 @@ def test_frozen_loss_of_a_student_that_is_its_own_teacher_is_zero():
     )
     training = training_of_loss(student, E2KDLoss(E2KDConfig(tau=4.0)))
 
-    terms = batch_loss(training, whole_frames(inputs, targets), FRAME)
+    terms = batch_loss(training, build_batch(inputs, targets, None), FRAME)
 
     assert terms.statistics["valid_map_fraction"].item() == 1
     assert abs(terms.terms["kd"].item()) <= 1e-12
@@ -320,7 +290,7 @@ def test_frozen_loss_of_a_student_that_is_its_own_teacher_is_zero():
 
 
 def test_e2kd_steps_without_lambda_map_are_bit_equal_to_kd_steps():
-    kd_student = small_resnet(0)
+    kd_student = tiny_model(0)
     e2kd_student = copy.deepcopy(kd_student)
     kd = training_of_loss(kd_student, build_loss(KDConfig(tau=2.0, lambda_ce=0.5)))
     e2kd = training_of_loss(
@@ -339,7 +309,7 @@ def test_e2kd_steps_without_lambda_map_are_bit_equal_to_kd_steps():
 
 def test_map_term_enters_every_third_step_unscaled():
     loss = build_loss(E2KDConfig(lambda_map=5.0, guided_step_interval=3))
-    training = training_of_loss(small_resnet(0), loss)
+    training = training_of_loss(tiny_model(0), loss)
 
     steps = []
     for global_step in range(7):
@@ -357,7 +327,7 @@ def test_map_term_enters_every_third_step_unscaled():
 
 
 def test_a_student_of_the_first_class_ignores_the_other_maps_of_a_pass():
-    model = small_resnet(0).eval()
+    model = tiny_model(0).eval()
 
     def map_term(batch: Batch, **options: Any) -> float:
         training = training_of_loss(model, build_loss(E2KDConfig(**options)))

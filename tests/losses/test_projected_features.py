@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
 from permafrost.config.methods import (
@@ -43,7 +42,7 @@ from permafrost_papers.e2kd.options import ReviewKDConfig
 from tests.support.batches import FRAME, live_batch
 from tests.support.live_trainings import training_with_live_teacher
 from tests.support.outputs import student_output
-from tests.support.ranks import leave_group, run_on_ranks
+from tests.support.ranks import join_group, leave_group, run_on_ranks
 from tests.support.runs import TRAINER, distill_config
 from tests.support.slow import slow, slow_except
 from tests.support.stores import Frozen, precompute_config
@@ -292,9 +291,7 @@ def learn_relations(config, distributed):
 
 
 def relate_on_rank(rank, folder, config):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    torch.save(learn_relations(config, DistributedContext(rank, 2)), folder / f"{rank}.pt")
+    torch.save(learn_relations(config, join_group(rank, folder)), folder / f"{rank}.pt")
     leave_group()
 
 

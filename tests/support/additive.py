@@ -37,6 +37,10 @@ TRUNK = AdditiveModelConfig(
 )
 
 
+CHANNELS = replace(TRUNK, trunk_features="channels", grid=(8, 8), partition_control="random")
+"""Three groups of the sixteen channels of a ResNet-8, not contiguous."""
+
+
 NETWORKS = {"mlp": MLP, "table": TABLE, "conv": CONV, "trunk": TRUNK}
 
 

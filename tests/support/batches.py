@@ -45,7 +45,7 @@ def random_targets(seed: int) -> StoredTargets:
     )
 
 
-def build_batch(inputs: Tensor, targets: StoredTargets, view: Tensor | None) -> Batch:
+def build_batch(inputs: Tensor, targets: StoredTargets | None, view: Tensor | None) -> Batch:
     """Batch whose records all have the same view."""
     return Batch(
         keys=tuple(f"record-{index}" for index in range(len(inputs))),
@@ -56,7 +56,7 @@ def build_batch(inputs: Tensor, targets: StoredTargets, view: Tensor | None) -> 
         original_size=torch.full((len(inputs), 2), 32.0),
         labels=torch.arange(len(inputs)) % NUM_CLASSES,
         groups=torch.full((len(inputs),), -1),
-        targets=(targets,),
+        targets=() if targets is None else (targets,),
     )
 
 

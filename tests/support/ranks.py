@@ -6,7 +6,16 @@ import sys
 import torch.distributed as dist
 import torch.multiprocessing
 
+from permafrost.core.distributed import DistributedContext
 from tests.support.processes import fork_server
+
+
+def join_group(rank, folder, ranks=2):
+    """Join the process group of a folder with one thread, and return its collective operations."""
+    torch.set_num_threads(1)
+    group = f"file://{folder}/group"
+    dist.init_process_group("gloo", init_method=group, rank=rank, world_size=ranks)
+    return DistributedContext(rank, ranks)
 
 
 def leave_group() -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
 
 from permafrost.config.methods import E2KDConfig
@@ -25,7 +24,7 @@ from permafrost.training.optim import build_optimizer
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
 from permafrost_papers.bcos.options import BcosModelConfig, BcosWeightsConfig
-from tests.support.ranks import leave_group, run_on_ranks
+from tests.support.ranks import join_group, leave_group, run_on_ranks
 from tests.support.runs import PAD_CROP
 from tests.support.slow import slow
 from tests.support.stores import TINY_DATA, precompute_config
@@ -82,9 +81,7 @@ def learn(store_path, model_config, distributed):
 
 
 def train_rank(rank, folder, store_path, model_config):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    distributed = DistributedContext(rank, 2)
+    distributed = join_group(rank, folder)
     torch.save(learn(store_path, model_config, distributed), folder / f"{rank}.pt")
     own = folder / "shared" if rank == 0 else folder / "elsewhere"
     training = rank_training(model_config, distributed)
@@ -153,11 +150,10 @@ def test_ranks_that_see_different_checkpoints_say_that_the_folder_is_not_shared(
 
 def average_twice(rank, folder, model_config):
     """Save the averaged gradients of two equal steps of a process, and this rank's own gradients."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=3)
+    distributed = join_group(rank, folder, 3)
     torch.manual_seed(0)
     alone = build_model(model_config, 10).eval()
-    wrapped = DistributedContext(rank, 3).wrap(deepcopy(alone), alone.device)
+    wrapped = distributed.wrap(deepcopy(alone), alone.device)
     images = torch.rand(4, 3, *SIZE, generator=torch.Generator().manual_seed(rank))
     steps = [gradients(wrapped, images) for _ in range(2)]
     torch.save([*steps, gradients(alone, images)], folder / f"{rank}.pt")

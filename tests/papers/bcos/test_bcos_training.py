@@ -15,7 +15,7 @@ from permafrost.annotation.outputs import BatchInfo, MapsOutput
 from permafrost.config.methods import E2KDConfig, KDConfig, MethodConfig
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions
-from permafrost.core.batches import Batch, StoredTargets
+from permafrost.core.batches import StoredTargets
 from permafrost.core.errors import ConfigError
 from permafrost.losses.base import build_loss
 from permafrost.models.compute import ComputeSettings
@@ -28,6 +28,7 @@ from permafrost_papers.bcos.layers import add_inverse
 from permafrost_papers.bcos.options import BcosModelConfig, BcosWeightsConfig
 from permafrost_papers.bcos.provider import BcosClassifier
 from permafrost_papers.bcos.weight_maps import bcos_weights, color_picture, contribution_map
+from tests.support.batches import build_batch
 from tests.support.bcos import FRAME, NUM_CLASSES, RESNET, double_images, named, network
 from tests.support.trainings import HostReads
 
@@ -37,20 +38,6 @@ from tests.support.trainings import HostReads
 def bcos_frames(seed: int, records: int = 4) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (records, 3, *FRAME), generator=generator, dtype=torch.uint8)
-
-
-def whole_frame_batch(inputs: Tensor, targets: StoredTargets | None) -> Batch:
-    return Batch(
-        keys=tuple(f"record-{index}" for index in range(len(inputs))),
-        record_index=torch.arange(len(inputs)),
-        inputs=inputs,
-        canonical_from_view=None,
-        view_index=torch.full((len(inputs),), -1),
-        original_size=torch.full((len(inputs), 2), 16.0),
-        labels=torch.arange(len(inputs)) % NUM_CLASSES,
-        groups=torch.full((len(inputs),), -1),
-        targets=() if targets is None else (targets,),
-    )
 
 
 def unlabeled(count: int) -> BatchInfo:
@@ -131,7 +118,7 @@ def test_a_student_that_is_its_own_teacher_has_no_loss():
     frames = bcos_frames(0)
 
     terms = batch_loss(
-        training, whole_frame_batch(frames, annotated_targets(training.model, frames)), FRAME
+        training, build_batch(frames, annotated_targets(training.model, frames), None), FRAME
     )
 
     assert terms.total.item() < 1e-4
@@ -141,7 +128,7 @@ def test_a_student_that_is_its_own_teacher_has_no_loss():
 def test_one_forward_pass_has_the_gradient_of_two():
     """KD and the weights share a forward pass whose explanation mode is on only while the weights are computed."""
     teacher = freeze(training_of(RESNET, KDConfig(), seed=7).model)
-    batch = whole_frame_batch(bcos_frames(1), annotated_targets(teacher, bcos_frames(1)))
+    batch = build_batch(bcos_frames(1), annotated_targets(teacher, bcos_frames(1)), None)
 
     def gradient(method: MethodConfig) -> Tensor:
         training = training_of(RESNET, method)
@@ -172,7 +159,7 @@ def test_a_live_teacher_in_the_mode_leaves_the_student_out_of_it(config):
     )
     before = copy.deepcopy(training.model.state_dict())
 
-    terms = train_step(training, whole_frame_batch(bcos_frames(0), None), FRAME, clip_norm=1.0)
+    terms = train_step(training, build_batch(bcos_frames(0), None, None), FRAME, clip_norm=1.0)
 
     assert seen == [(False, False)]
     assert terms.total.isfinite()
@@ -186,7 +173,7 @@ def test_a_live_teacher_in_the_mode_leaves_the_student_out_of_it(config):
 @pytest.mark.parametrize("config", [RESNET, BcosModelConfig(name="vitc_ti", width=64)], ids=named)
 def test_a_step_reads_nothing_back_from_the_device(config):
     teacher = freeze(training_of(RESNET, KDConfig(), seed=7).model)
-    batch = whole_frame_batch(bcos_frames(0), annotated_targets(teacher, bcos_frames(0)))
+    batch = build_batch(bcos_frames(0), annotated_targets(teacher, bcos_frames(0)), None)
     training = training_of(config, E2KD)
     train_step(training, batch, FRAME, clip_norm=None, agc=0.01)  # creates the optimizer's moments
 
@@ -198,7 +185,7 @@ def test_a_step_reads_nothing_back_from_the_device(config):
 
 def test_training_on_weights_brings_them_to_the_teachers():
     teacher = freeze(training_of(RESNET, KDConfig(), seed=7).model)
-    batch = whole_frame_batch(bcos_frames(0), annotated_targets(teacher, bcos_frames(0)))
+    batch = build_batch(bcos_frames(0), annotated_targets(teacher, bcos_frames(0)), None)
     training = training_of(RESNET, E2KDConfig(lambda_kd=0.0))
 
     losses = [
@@ -211,7 +198,7 @@ def test_training_on_weights_brings_them_to_the_teachers():
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_mixed_precision_has_the_same_gradient_up_to_its_rounding(precision):
     teacher = freeze(training_of(RESNET, KDConfig(), seed=7).model)
-    batch = whole_frame_batch(bcos_frames(1), annotated_targets(teacher, bcos_frames(1)))
+    batch = build_batch(bcos_frames(1), annotated_targets(teacher, bcos_frames(1)), None)
 
     def gradient(**compute_settings) -> Tensor:
         training = training_of(RESNET, E2KD, **compute_settings)
@@ -250,7 +237,7 @@ def test_a_b_cos_student_of_maps_is_not_compiled():
 
 def test_twenty_steps_leave_no_tensor_behind():
     teacher = freeze(training_of(RESNET, KDConfig(), seed=7).model)
-    batch = whole_frame_batch(bcos_frames(0), annotated_targets(teacher, bcos_frames(0)))
+    batch = build_batch(bcos_frames(0), annotated_targets(teacher, bcos_frames(0)), None)
     training = training_of(RESNET, E2KD)
 
     def live_tensors() -> int:

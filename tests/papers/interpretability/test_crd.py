@@ -18,7 +18,7 @@ from permafrost.losses.base import build_loss
 from permafrost_papers.interpretability.crd import Negatives, contrast_scores, nce_loss
 from permafrost_papers.interpretability.options import CRDConfig
 from tests.support.outputs import student_output
-from tests.support.ranks import run_on_ranks
+from tests.support.ranks import join_group, run_on_ranks
 from tests.support.tensors import gaussian
 
 LABELS = torch.arange(12) % 3
@@ -244,10 +244,9 @@ def slice_of(step, distributed):
 
 
 def update_banks_of_rank(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    distributed = join_group(rank, folder)
     torch.manual_seed(rank)
-    state = learn_a_step(DistributedContext(rank, 2), [1, 5, 6, 8], gaussian(3, 4, 4))
+    state = learn_a_step(distributed, [1, 5, 6, 8], gaussian(3, 4, 4))
     torch.save(state, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

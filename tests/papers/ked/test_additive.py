@@ -16,6 +16,7 @@ from permafrost_papers.ked.chimeras import mix_inputs, mix_rows, spread_cells
 from permafrost_papers.ked.partition import coarsen, hierarchy_of
 from permafrost_papers.ked.subnets import HIDDEN, LOGITS
 from tests.support.additive import (
+    CHANNELS,
     CONV,
     GRID,
     MLP,
@@ -51,9 +52,9 @@ def test_the_prediction_is_the_normalized_product_of_the_superfeatures(scale):
     assert (summed.exp() - product.softmax(dim=1)).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, "channels"])
 def test_a_pass_has_superfeatures_that_sum_to_the_logits_of_the_head(name):
-    config = NETWORKS[name]
+    config = NETWORKS.get(name, CHANNELS)
     model = additive_model(config)
 
     output = model(inputs_of(config))
@@ -131,8 +132,12 @@ def test_removing_a_feature_changes_its_own_superfeature_alone(name):
     assert changed.tolist() == [m == own for m in range(M)]
 
 
-def test_a_head_sees_no_cells_but_its_own(tmp_path):
-    config = replace(TRUNK, partition=save_partition(tmp_path / "p", scattered(TRUNK)))
+@pytest.mark.parametrize("features", ["cells", "channels"])
+def test_a_head_sees_nothing_but_its_own(tmp_path, features):
+    config, others = CHANNELS, (0, 2, 3)
+    if features == "cells":
+        config = replace(TRUNK, partition=save_partition(tmp_path / "p", scattered(TRUNK)))
+        others = (0, 1)
     model = additive_model(config)
     features = model(inputs_of(config)).features.detach().requires_grad_()
     assignment = network_partition(model).assignment(M)
@@ -141,9 +146,10 @@ def test_a_head_sees_no_cells_but_its_own(tmp_path):
 
     for m in range(M):
         (gradient,) = torch.autograd.grad(each[:, m].square().sum(), features, retain_graph=True)
-        cells = gradient.abs().sum(dim=(0, 1)).flatten()
-        assert (cells[assignment != m] == 0).all()
-        assert (cells[assignment == m] > 0).any()
+        seen = gradient.abs().sum(dim=others).flatten()
+        assert (seen[assignment != m] == 0).all()
+        own = seen[assignment == m] > 0
+        assert own.all() if features == "channels" else own.any()
 
 
 def test_through_a_trunk_a_pixel_reaches_other_superfeatures():
