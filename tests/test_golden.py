@@ -41,6 +41,7 @@ from permafrost.store.fields import WebDatasetFields
 from permafrost.store.reader import Store
 from permafrost.store.zarr_fields import ZarrFields
 from permafrost.training.metric_log import read_metrics
+from tests.support.images import png_of_stream
 from tests.support.index_table import index_table
 from tests.support.stores import precompute_config
 from tests.support.tensors import encode_maxabs
@@ -68,19 +69,11 @@ def sha256(parts: Iterable[bytes]) -> str:
 
 def encode_png(pixels: np.ndarray) -> bytes:
     """Encode a grayscale image without compression, whose bytes would depend on the version of zlib."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checksum = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
-
     height, width = pixels.shape
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)
     block = b"\x01" + struct.pack("<HH", len(rows), len(rows) ^ 0xFFFF) + rows
     stream = b"\x78\x01" + block + struct.pack(">I", zlib.adler32(rows))
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", stream) + chunk(b"IEND", b"")
-    )
+    return png_of_stream(width, height, 8, 0, stream)
 
 
 def write_images(folder: Path) -> ImageFolderDataConfig:

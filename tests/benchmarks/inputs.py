@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tarfile
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,15 @@ def write_tars(
                 }
                 tar.write(sample | {"cls": str(number % CLASSES)})
     return folder
+
+
+def images_of(tars: Path) -> Iterator[bytes]:
+    """Iterate over the JPEGs of tars."""
+    for path in sorted(tars.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.endswith(".jpg"):
+                    yield tar.extractfile(member).read()  # type: ignore[union-attr]
 
 
 def write_photographs(folder: Path, records: int) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from permafrost.models.explanations import forward_to_explain, needs_graph
 from permafrost.models.providers import build_model, freeze
 from permafrost_papers.bcos.weight_maps import bcos_weights
 from tests.benchmarks.figures import Figure, figure, in_turn
-from tests.benchmarks.inputs import CLASSES, pack, precompute_config, write_tars
+from tests.benchmarks.inputs import CLASSES, images_of, pack, precompute_config, write_tars
 from tests.support.images import decode_frame
 from tests.support.verbs import precompute
 
@@ -87,13 +86,10 @@ def bare_loop(tars: Path, records: int, teacher: ModelConfig) -> list[torch.Tens
 
 def _batches(tars: Path) -> Iterator[torch.Tensor]:
     frames: list[torch.Tensor] = []
-    for path in sorted(tars.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if member.name.endswith(".jpg"):
-                    frames.append(decode_frame(tar.extractfile(member).read(), (32, 32)))  # type: ignore[union-attr]
-                if len(frames) == BATCH:
-                    yield torch.stack(frames)
-                    frames = []
+    for data in images_of(tars):
+        frames.append(decode_frame(data, (32, 32)))
+        if len(frames) == BATCH:
+            yield torch.stack(frames)
+            frames = []
     if frames:
         yield torch.stack(frames)

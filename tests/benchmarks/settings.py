@@ -5,8 +5,7 @@ Ours is the precision of `fastest_precision` in channels-last format, the baseli
 
 from __future__ import annotations
 
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from permafrost.store.frames import ShardFrames
 from permafrost.store.reader import Store
 from permafrost_transformers.options import TransformersModelConfig
 from tests.benchmarks.figures import Figure, figure, in_turn
-from tests.benchmarks.inputs import CLASSES, TINY, pack, write_tars
+from tests.benchmarks.inputs import CLASSES, TINY, images_of, pack, write_tars
 from tests.benchmarks.steps import BATCH, STUDENT, Steps, read_batches
 from tests.support.images import decode_frame
 
@@ -67,20 +66,12 @@ def transformer_pass_figure(folder: Path) -> list[Figure]:
 
     @torch.no_grad()
     def bare_loop() -> object:
-        frames = torch.stack([decode_frame(data, (SIDE, SIDE)) for data in _images(tars)])
+        frames = torch.stack([decode_frame(data, (SIDE, SIDE)) for data in images_of(tars)])
         return network((frames.float() / 255 - 0.5) / 0.5).logits.half()
 
     pairs = in_turn(_annotation(store, options, teacher), bare_loop, PASS_ROUNDS, warm_up=1)
     unit = {"unit": "ms/record", "scale": 1e3 / PASS_RECORDS}
     return [figure("pass_vit_b_224px_vs_library", pairs, faster=True, aim=">= 0.95", **unit)]
-
-
-def _images(tars: Path) -> Iterator[bytes]:
-    for path in sorted(tars.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if member.name.endswith(".jpg"):
-                    yield tar.extractfile(member).read()  # type: ignore[union-attr]
 
 
 def _annotation(

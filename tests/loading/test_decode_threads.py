@@ -73,14 +73,18 @@ def test_small_files_are_decoded_where_they_are_asked_for(frozen, monkeypatch, s
     assert (threading.current_thread() in threads) != in_threads
 
 
-@pytest.mark.parametrize("threads", [1, 4])
-def test_a_record_that_occurs_several_times_is_decoded_once(frozen, threads, monkeypatch):
-    decoded = []
-    decode = InputMemory.decode
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the decoded records, in order."""
+    names, decode = [], InputMemory.decode
     monkeypatch.setattr(
-        InputMemory, "decode", lambda self, *read: decoded.append(read[-1]) or decode(self, *read)
+        InputMemory, "decode", lambda self, *read: names.append(read[-1]) or decode(self, *read)
     )
+    return names
 
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_record_that_occurs_several_times_is_decoded_once(frozen, threads, decoded):
     whole_dataset(frozen.store, threads).__getitems__(POSITIONS)
 
     assert len(decoded) == len(set(decoded)) == len(set(POSITIONS))
@@ -88,13 +92,8 @@ def test_a_record_that_occurs_several_times_is_decoded_once(frozen, threads, mon
 
 @pytest.mark.parametrize(("kept", "epochs_decoded"), [(2**20, 1), (0, 2)])
 def test_a_small_selection_is_decoded_in_the_first_epoch_only(
-    frozen, monkeypatch, kept, epochs_decoded
+    frozen, decoded, kept, epochs_decoded
 ):
-    decoded = []
-    decode = InputMemory.decode
-    monkeypatch.setattr(
-        InputMemory, "decode", lambda self, *read: decoded.append(read[-1]) or decode(self, *read)
-    )
     dataset = whole_dataset(frozen.store, 2, keep_bytes=kept)
     batches = [POSITIONS, list(range(40, len(dataset))), list(range(45))]
 

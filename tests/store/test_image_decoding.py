@@ -26,7 +26,7 @@ from permafrost.store.image_decoding import (
     inspect_image,
 )
 from permafrost.store.record_form import resize_pixels
-from tests.support.images import decode_rgb
+from tests.support.images import decode_rgb, png_16, png_of_stream
 
 HEIGHT, WIDTH = 24, 33
 ORIENTATION = 0x0112
@@ -389,21 +389,10 @@ def test_sixteen_bits_of_gray_are_scaled_and_not_clipped(kind):
     assert (decoded == decoded[..., :1]).all()
 
 
-def png_chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def hand_made_png(width, height, bits, color_type, rows):
-    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
-
-
 def test_sixteen_bits_a_color_keep_their_upper_byte():
     values = integer_noise(4, 5, 3, dtype=np.uint16, high=2**16)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
 
-    decoded = hwc(hand_made_png(5, 4, 16, 2, rows))
+    decoded = hwc(png_16(values))
 
     # PIL reads such files as 8 bits by dropping the lower byte.
     np.testing.assert_array_equal(decoded, values >> 8)
@@ -486,7 +475,7 @@ def test_damaged_bytes_are_refused_or_decode_to_what_was_inspected(kind, capfd):
 
 @pytest.mark.parametrize("side", [9460, 20_000, 2**31 - 1])
 def test_a_header_that_claims_too_many_pixels_is_a_bomb_and_takes_no_memory(side):
-    data = hand_made_png(side, side, 8, 2, b"\0" * 1000)
+    data = png_of_stream(side, side, 8, 2, zlib.compress(b"\0" * 1000))
     tracemalloc.start()
     try:
         with pytest.raises(ImageError, match="decompression bomb"):

@@ -1,17 +1,14 @@
 """Names for the classes of a finished store that were numbers, by the command that packed it."""
 
-import io
-import tarfile
-
-import numpy as np
 import pytest
-from PIL import Image
 
 from permafrost.config.compose import compose
 from permafrost.config.verbs import build_verb_config
 from permafrost.store.entries import StoreMismatchError
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
+from tests.support.images import write_tar
+from tests.support.tars import samples
 from tests.support.trees import tree_bytes
 from tests.support.verbs import precompute
 
@@ -21,18 +18,7 @@ TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.weights=random")
 @pytest.fixture
 def tars(tmp_path):
     """Tars of twelve images whose labels are numbers from 0 to 2."""
-    random = np.random.default_rng(0)
-    folder = tmp_path / "tars"
-    folder.mkdir()
-    with tarfile.open(folder / "train-000000.tar", "w") as tar:
-        for number in range(12):
-            file = io.BytesIO()
-            Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(file, "PNG")
-            for suffix, data in (("png", file.getvalue()), ("cls", str(number % 3).encode())):
-                info = tarfile.TarInfo(f"{number:04d}.{suffix}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    return folder
+    return write_tar(tmp_path / "tars/train-000000.tar", samples(12)).parent
 
 
 def run(tars, *words):

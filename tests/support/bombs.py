@@ -16,6 +16,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -273,16 +274,10 @@ def _write_groups(path: Path, table: pa.Table, times: int) -> None:
             writer.write_table(table)
 
 
-def parquet_of_long_lists(folder: Path) -> None:
+def parquet_of_long_lists(folder: Path, column: str = "logits") -> None:
     zeros = pa.array(np.zeros(3 * 10**6))
     lists = pa.ListArray.from_arrays(pa.array([0, len(zeros)], pa.int32()), zeros)
-    _write_groups(folder / "t.parquet", pa.table({"key": ["a"], "logits": lists}), 72)
-
-
-def parquet_of_a_name_with_a_dot(folder: Path) -> None:
-    zeros = pa.array(np.zeros(3 * 10**6))
-    lists = pa.ListArray.from_arrays(pa.array([0, len(zeros)], pa.int32()), zeros)
-    _write_groups(folder / "t.parquet", pa.table({"key": ["a"], "a.logits": lists}), 72)
+    _write_groups(folder / "t.parquet", pa.table({"key": ["a"], column: lists}), 72)
 
 
 def _long_names(count: int) -> pa.Array:
@@ -402,7 +397,7 @@ BOMBS = (
     ),
     Bomb(
         "targets: 72 lists in a column with a dot",
-        parquet_of_a_name_with_a_dot,
+        partial(parquet_of_long_lists, column="a.logits"),
         "parquet",
         "without compression",
     ),

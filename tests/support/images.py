@@ -41,20 +41,23 @@ def decoded(data):
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_of_stream(width, height, bits, color_type, stream):
+    """PNG whose compressed rows are given."""
+    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", stream), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
 def png_16(values):
     """PNG of 16 bits with 1 to 4 channels, [H, W, C]."""
     height, width, channels = values.shape
-
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    color = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    header = struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    color_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    return png_of_stream(width, height, 16, color_type, zlib.compress(rows))
 
 
 def decode_rgb(data):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from permafrost.loading.subset import rows_of_split
 from permafrost.store.reader import Store
 from permafrost_sources.demo import DemoSource
 from permafrost_sources.options import WebDatasetDataConfig
+from tests.support.images import write_tar
 from tests.support.stores import TINY_DATA, precompute_config
 from tests.support.verbs import precompute
 
@@ -40,18 +39,15 @@ def write_tars(folder: Path) -> WebDatasetDataConfig:
     source = DemoSource(TINY_DATA)
     records = list(source.records())
     for number in range(2):
-        folder.mkdir(exist_ok=True)
-        with tarfile.open(folder / f"train-{number:06d}.tar", "w") as tar:
-            for record in records[number::2]:
-                content = source.read(record)
-                for suffix, data in (
-                    (content.suffix, content.image),
-                    ("cls", str(record.label).encode()),
-                    ("mask.png", content.mask),
-                ):
-                    member = tarfile.TarInfo(f"{record.key}.{suffix}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+        members = {}
+        for record in records[number::2]:
+            content = source.read(record)
+            members[f"{record.key}.{content.suffix}"] = content.image
+            members |= {
+                f"{record.key}.cls": str(record.label),
+                f"{record.key}.mask.png": content.mask,
+            }
+        write_tar(folder / f"train-{number:06d}.tar", members)
     return WebDatasetDataConfig(path=str(folder), reference="always")
 
 
