@@ -127,6 +127,8 @@ class Outcome:
         code = next((code for code in self.codes if code), 0)
         if isinstance(self.disturbance, Fault):
             return "named" if code else "not affected"
+        if not code and self.disturbance.victim:
+            return "went on with the same bytes"
         return f"ended with {code}" if code else "had finished"
 
 
@@ -252,7 +254,7 @@ class World:
             outcome.codes.append(process.returncode)
         made, failed = np.frombuffer(log.read_bytes(), np.int64)
         self._judge(outcome, texts, int(failed))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180  # agents of Ray ask once a minute if they are needed
         while (left := alive(members)) and time.monotonic() < deadline:
             time.sleep(0.1)
         outcome.faults += [f"process left: {title(pid)}" for pid in left]
@@ -288,8 +290,14 @@ class World:
                 process.send_signal(disturbance.number)
             return members
         victims = members
-        if disturbance.victim:
-            victims = [pid for pid in members if disturbance.victim in title(pid)][:1]
+        if disturbance.victim:  # which may be started later
+
+            def of_title() -> list[int]:
+                every = [pid for one in processes for pid in (one.pid, *descendants(one.pid))]
+                return [pid for pid in every if disturbance.victim in title(pid)]
+
+            wait_until(lambda: of_title() or processes[0].poll() is not None)
+            victims = of_title()[:1]
         for pid in victims:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -27,7 +27,7 @@ from permafrost.cluster.placement import ClusterError, Request, Wait
 from permafrost.cluster.ray_metrics import PassMetrics
 from permafrost.cluster.session import last_line, on_this_node
 from permafrost.config.cluster import ClusterConfig
-from permafrost.core.errors import UserError
+from permafrost.core.errors import UserError, shorten
 from permafrost.core.interrupts import units_of_work
 from permafrost.core.tasks import ShardResult, ShardTask, Subject, TaskContext, offered
 from permafrost.core.uploads import collected_uploads
@@ -72,6 +72,8 @@ class ShardAssignment(NamedTuple):
     """Number of processes that died at it."""
     all_died: int = 0
     """Number of processes that died, if they are too many and none has finished a shard."""
+    is_alone: bool = False
+    """True if nothing else is done during its write, as a process died that had it and another shard."""
 
 
 class _Worker(NamedTuple):
@@ -101,6 +103,12 @@ class Gate:
         """Number of the shard of each row, and the actor that has it."""
         self._holders: dict[int, str] = {}
         """Actor of each shard without an answer."""
+        self._excused: set[int] = set()
+        """Shards whose process died with another one, and which have not been taken again."""
+        self._alone: set[int] = set()
+        """Shards that had such a death."""
+        self._idle_reports = 0
+        """Times in a row that shards were left and all actors were between two shards."""
         self._begun: defaultdict[int, list[str]] = defaultdict(list)
         """Hosts of the actors that began to work on each shard."""
         self._names: dict[int, str] = {}
@@ -138,7 +146,10 @@ class Gate:
                 if self._is_over:
                     return None
                 self._rows[row] = self._waiting.popleft(), actor
-        number = self._rows[row][0]
+        number, before = self._rows[row]
+        if number in self._holders and number not in self._excused:
+            self._excuse(each for each, holder in self._holders.items() if holder == before)
+        self._excused.discard(number)
         self._rows[row], self._holders[number] = (number, actor), actor
         deaths = 0
         if hosts := self._begun[number]:
@@ -154,13 +165,24 @@ class Gate:
                 f"a process was lost at shard {self._names[number]}, {deaths} so far (Ray's logs of its host say why; "
                 "memory is a common reason)"
                 if deaths
-                else f"the host of shard {self._names[number]} was lost"
+                else f"a process with two shards or its host was lost at shard {self._names[number]}"
             )
             self._lines.append(f"{loss}; the shard is done again, {working} actors are at work")
         has_hope = self._has_answer or self._deaths <= self._most_deaths
         return self._shards[number]._replace(
-            deaths=deaths, all_died=0 if has_hope else self._deaths
+            deaths=deaths,
+            all_died=0 if has_hope else self._deaths,
+            is_alone=number in self._alone,
         )
+
+    def _excuse(self, numbers: Iterable[int]) -> None:
+        """Blame none of the shards that a lost actor had, if it had begun two."""
+        begun = {number for number in numbers if self._begun[number]} - self._excused
+        if len(begun) > 1:
+            self._alone |= begun
+            self._excused |= begun
+            for number in begun:
+                self._begun[number][-1] = ""  # no host
 
     def _has_shard_for(self, actor: str) -> bool:
         """Return whether a shard waits for an actor; one that has a shard leaves one to each that has none."""
@@ -217,8 +239,11 @@ class Gate:
         lines, self._lines = self._lines, []
         return lines
 
-    async def take_silent(self) -> tuple[int, int, list[_Worker]]:
+    async def take_silent(self) -> tuple[int, int, list[_Worker], list[str]]:
         """Return the numbers of actors and restarts, and the actors that have not reported or gone on for too long.
+
+        The last value has the names of shards without an answer, if all actors have been between two shards for so
+        many calls, once a second, that Ray Data must have lost them.
 
         An actor that has begun no unit of work builds its network, which may take any time. The shards of a silent
         actor are given to others at once, as it is not started again before a host has room for it.
@@ -234,11 +259,19 @@ class Gate:
         for actor in silent:
             del self._workers[actor]
         lost = [row for row, (_, actor) in self._rows.items() if actor in silent]
+        for actor in silent:
+            self._excuse([number for number, holder in self._holders.items() if holder == actor])
         numbers = {self._rows.pop(row)[0] for row in lost} & self._holders.keys()
+        self._excused -= numbers
         for number in numbers:
             del self._holders[number]
         await self._give(sorted(numbers))
-        return len(self._workers), self.restarts, list(silent.values())
+        left = [*self._holders, *self._waiting]
+        is_idle = left and self._workers and not any(each.shard for each in self._workers.values())
+        self._idle_reports = self._idle_reports + 1 if is_idle else 0
+        names = [self._names.get(number, f"number {number}") for number in left]
+        stuck = names if self._idle_reports > _UNIT_SECONDS else []
+        return len(self._workers), self.restarts, list(silent.values()), stuck
 
 
 class _ShardActor:
@@ -308,8 +341,11 @@ class _ShardActor:
                 ray.get(self._gate.begin.remote(assignment.number, name, self._actor, self._node))
                 result = self._task(assignment.work)(shard)
                 self._decoding.choose(result)
+                if assignment.is_alone:
+                    uploads.send()
                 self._shard = ""
-            uploads.send()
+            if not assignment.is_alone:
+                uploads.send()
         except UserError as error:
             if (failure := ShardFailure(str(error), error.is_shared)).is_shared:
                 self._failures[assignment.work] = failure
@@ -386,6 +422,8 @@ class ShardRows:
                 **request.ray_options,
             )
         self._closed = threading.Event()
+        self._end = ""
+        """Why the work was ended by the watch."""
         threading.Thread(target=self._watch, name="shard-watch", daemon=True).start()
         self._batches = iter(
             answers.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
@@ -434,20 +472,34 @@ class ShardRows:
         except GetTimeoutError as error:
             raise ClusterError(self._wait.describe_end()) from error
         except (RayError, RuntimeError) as error:
-            raise _no_actor(error) from error
+            raise self._failure(error) from error
         return answers
+
+    def _failure(self, error: Exception) -> ClusterError:
+        """Describe the error of an execution."""
+        from ray.exceptions import RayError
+
+        try:
+            self._log_lines()
+        except RayError as end:
+            return ClusterError(
+                self._end
+                or f"the process on this host that hands out the shards has ended ({last_line(end)}); the same command "
+                "does those that are missing"
+            )
+        return _no_actor(error)
 
     def _watch(self) -> None:
         """End actors that are silent, and say if none has started, in a thread."""
         import ray
         from ray.exceptions import RayError
 
-        asked, most, actors, silent = None, 0, 0, []
+        asked, most, actors, silent, stuck = None, 0, 0, [], []
         while not self._closed.wait(_REPORT_SECONDS):
             try:
                 asked = asked or self._gate.take_silent.remote()
                 if ray.wait([asked], timeout=_REPORT_SECONDS)[0]:  # it takes seconds to start
-                    actors, restarts, silent = ray.get(asked)
+                    actors, restarts, silent, stuck = ray.get(asked)
                     asked = None
                     self._log_lines()
                     self._metrics.set_actors(actors, restarts)
@@ -461,7 +513,13 @@ class ShardRows:
                     f"shard {worker.shard}" if worker.shard else "between two shards",
                 )
                 ray.kill(worker.handle[0], no_restart=False)
-            silent = []
+            if stuck:
+                self._end = (
+                    f"no actor has worked for {_UNIT_SECONDS:.0f} s, and {len(stuck)} shards are left "
+                    f"({shorten(stuck, 3)}): Ray Data has lost them; the same command does them"
+                )
+                ray.kill(self._gate)
+            silent = stuck = []
             most = max(most, actors)
             self._wait.note(most)
 
