@@ -494,3 +494,16 @@ def test_a_stage_that_is_interrupted_says_how_to_go_on(monkeypatch, capsys):
 
     assert exit_.value.code == 130
     assert "the same command resumes" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_a_killed_process_left_in_a_finished_run_is_removed_unless_it_is_kept(
+    frozen,
+):
+    for run, is_kept in (("usual", False), ("kept", True)):
+        trainer = replace(TRAINER, keep_checkpoint=is_kept)
+        distill.run(distill_config(frozen, run=run, trainer=trainer))
+        checkpoint = RUNS / run / "distill/checkpoint.pt"
+        assert checkpoint.exists() == is_kept
+        checkpoint.touch()
+        distill.run(distill_config(frozen, run=run))
+        assert checkpoint.exists() == is_kept

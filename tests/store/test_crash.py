@@ -1,5 +1,7 @@
 """Crashes after any file operation: a file is then old, new or absent, and never partial."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -7,7 +9,9 @@ import pytest
 
 from permafrost.annotation.shard_tasks import AnnotateShard
 from permafrost.config.store import PassOptions
+from permafrost.core.errors import FileError
 from permafrost.storage import files, local_files
+from permafrost.storage.files import file_at
 from permafrost.store.deaths import DEATHS_SUFFIX
 from permafrost.store.entries import ManifestError
 from permafrost.store.facts import FACTS_NAME
@@ -164,3 +168,22 @@ def count_computed_shards(monkeypatch):
 
 def assert_one_of(path, allowed):
     assert path.read_bytes() in allowed
+
+
+def test_a_rename_that_was_done_and_whose_answer_was_lost_is_no_error(tmp_path, monkeypatch):
+    """A file server repeats a request whose answer did not arrive, and the second time there is no file to rename."""
+
+    def renamed(*names, **folders):
+        replace(*names, **folders)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    path, replace = tmp_path / "file", os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(local_files.os, "replace", renamed)
+        file_at(path).write(b"new")
+        assert path.read_bytes() == b"new"
+
+        patch.setattr(local_files.os, "replace", lambda *_, **__: replace("never", "file"))
+        with pytest.raises(FileError, match="cannot be written"):
+            file_at(path).write(b"newer")
+    assert path.read_bytes() == b"new"

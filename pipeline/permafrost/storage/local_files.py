@@ -508,14 +508,19 @@ class LocalFile(AnyFile):
                     yield file
                     file.flush()
                     os.fsync(descriptor)
+                    identity = os.fstat(descriptor).st_ino
                 finally:
                     file.detach()
                     os.close(descriptor)
                 if is_refused_link(file.destination, folder):
                     raise LinkError(file.destination)
-                os.replace(
-                    partial_name, file.destination.name, src_dir_fd=folder, dst_dir_fd=folder
-                )
+                name = file.destination.name
+                try:
+                    os.replace(partial_name, name, src_dir_fd=folder, dst_dir_fd=folder)
+                except FileNotFoundError:
+                    # A file server has renamed it, and the answer to its client was lost.
+                    if os.stat(name, dir_fd=folder, follow_symlinks=False).st_ino != identity:
+                        raise
             except BaseException as error:
                 with suppress(OSError):  # the original error is more informative
                     os.unlink(partial_name, dir_fd=folder)

@@ -99,6 +99,18 @@ class TrainingJob(Plan):
         """
         with RunFolder(self.run_name).open(self.folder.name, self.options, self.inputs()):
             yield
+            if SavedNetwork(self.folder).is_finished:  # by this process, or one that was killed
+                self._remove_checkpoint()
+
+    def _remove_checkpoint(self) -> None:
+        """Remove what a finished training needs no more, unless the command that began it keeps it."""
+        from permafrost.training.epoch_selection import SELECTED_PREFIX  # imports torch
+
+        options = self.tracked.read_options().items()
+        if not any(kept for name, kept in options if name.endswith("keep_checkpoint")):
+            for pattern in (CHECKPOINT_NAME, f"{SELECTED_PREFIX}*.safetensors"):
+                for path in self.folder.glob(pattern):
+                    remove_file(path)
 
     def check_folder(self) -> Self:
         """Return the job.
@@ -196,7 +208,6 @@ class TrainingJob(Plan):
         """
         from permafrost.core.distributed import DistributedContext  # imports torch
         from permafrost.models.saved import save_model
-        from permafrost.training.epoch_selection import SELECTED_PREFIX
         from permafrost.training.loop import train_to_end
         from permafrost.training.training_sheet import training_sheets
 
@@ -236,10 +247,7 @@ class TrainingJob(Plan):
             )
             save_model(self.folder, training.model, trained)
             upload_mirror(self.folder)  # this process may be on another machine than the command
-            if not self.trainer.keep_checkpoint:
-                for pattern in (CHECKPOINT_NAME, f"{SELECTED_PREFIX}*.safetensors"):
-                    for path in self.folder.glob(pattern):
-                        remove_file(path)
+            self._remove_checkpoint()
 
     def finish(
         self, on_epoch: Callable[[int, str], None], *, announces: bool = False
