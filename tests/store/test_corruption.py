@@ -6,6 +6,8 @@ Numbers of the index may be read as other possible ones, which `permafrost verif
 commit markers.
 """
 
+import errno
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -23,6 +25,23 @@ from tests.support.store_kinds import build_store, equal_tensors, read_everythin
 from tests.support.stores import precompute_config
 from tests.support.trees import all_files
 from tests.support.verbs import precompute
+
+
+@pytest.mark.parametrize("reader", ["tars.read_at", "index.map_file"])
+def test_a_disk_that_fails_is_no_damage_and_nobody_is_told_to_delete_a_file(
+    tmp_path, tiny_teacher, monkeypatch, reader
+):
+    """Its server may be away for a minute. The readers are those of a tar and of a column of the index."""
+    precompute.run(precompute_config(tmp_path / "store", tiny_teacher))
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(f"permafrost.store.{reader}", fail)
+    with pytest.raises(UserError, match="look at the disk or its server") as caught:
+        read_everything(tmp_path / "store")
+    assert "damaged" not in str(caught.value)
+    assert "delete" not in str(caught.value)
 
 
 def damage(file: Path, others: list[Path], random: np.random.Generator) -> tuple[str, list[Path]]:

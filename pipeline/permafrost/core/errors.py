@@ -1,5 +1,6 @@
 """Base classes of the errors that a user can fix, checks of option values, and errors of the device that computes."""
 
+import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
@@ -35,6 +36,22 @@ class DeviceError(UserError, RuntimeError):
     """Error of the device that computes, such as one without enough memory."""
 
     is_shared = True
+
+
+_AGAIN = "and run the same command again"
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"free some space {_AGAIN}"),
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE, errno.ETIMEDOUT), f"look at the disk or its server, {_AGAIN}"
+    ),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), f"allow more open files (ulimit -n) {_AGAIN}"),
+    errno.EROFS: f"make the disk writable {_AGAIN}",
+}
+
+
+def system_remedy(error: object) -> str:
+    """Return what to do about an error of the operating system, empty where its kind does not say it."""
+    return _REMEDIES.get(getattr(error, "errno", None) or 0, "")
 
 
 def printable(text: str) -> str:

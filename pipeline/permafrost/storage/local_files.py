@@ -30,7 +30,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.core.errors import FileError, UserError
+from permafrost.core.errors import FileError, UserError, system_remedy
 from permafrost.storage.buckets import ReplacedError
 from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath, refuses_links
 
@@ -59,19 +59,19 @@ def write_error(path: AnyPath, error: OSError) -> FileError:
     """Return the error to raise if `path` could not be written, which may be a FileError already."""
     if isinstance(error, FileError):
         return error
-    if error.errno in _NO_SPACE:
-        return NoSpaceError(
-            f"no room to write {path} ({error.strerror}). Finished files are kept. Free some space and run "
-            "the same command again"
-        )
-    return FileError(
-        f"{path} cannot be written ({error.strerror or error}). Finished files are kept. Check that the folder "
-        "exists and is writable, and run the same command again"
+    remedy = system_remedy(error) or (
+        "check that the folder exists and is writable, and run the same command again"
     )
+    end = f"({error.strerror or error}). Finished files are kept; {remedy}"
+    if error.errno in _NO_SPACE:
+        return NoSpaceError(f"no room to write {path} {end}")
+    return FileError(f"{path} cannot be written {end}")
 
 
 def read_error(path: AnyPath, error: OSError | ValueError) -> FileError:
-    return FileError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})")
+    remedy = f"; {remedy}" if (remedy := system_remedy(error)) else ""
+    reason = getattr(error, "strerror", None) or error
+    return FileError(f"{path} cannot be read ({reason}){remedy}")
 
 
 def _error_with_path(path: object, error: OSError) -> OSError:

@@ -24,6 +24,7 @@ from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import UserError, require
 from permafrost.core.records import MAX_KEY_BYTES, NO_CLASS, NO_LABEL, mark_unknown
 from permafrost.storage.files import file_at, map_file, open_size
+from permafrost.storage.local_files import read_error
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.untrusted import FormatError
 from permafrost.store.codecs import npy_array
@@ -117,7 +118,9 @@ class RecordIndex:
             raise ManifestError(f"{path} is missing; {REPAIR}") from None
         except UserError:
             raise
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise read_error(path, error) from error
+        except ValueError as error:
             raise self._damaged(name, f"it {error}") from error
 
     def _path(self, name: str) -> RootedPath:

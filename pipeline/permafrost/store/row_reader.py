@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.storage.files import file_at, open_size, read_at
+from permafrost.storage.local_files import read_error
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.storage.untrusted import FormatError, decompress_blosc
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError, damage_error
@@ -142,8 +143,10 @@ class InnerChunkRows:
             raise ManifestError(f"{self.path} is damaged: a chunk has {length} bytes; {REREAD}")
         try:
             data = read_at(file, length, offset)
-        except (OSError, OverflowError) as error:
-            raise ManifestError(f"{self.path} cannot be read ({error}); {REREAD}") from error
+        except OSError as error:
+            raise ManifestError(str(read_error(self.path, error))) from error
+        except OverflowError as error:
+            raise ManifestError(f"{self.path} is damaged: {error}; {REREAD}") from error
         if len(data) != length or data[-CHECKSUM_BYTES:] != checksum.to_bytes(4, "little"):
             raise ManifestError(
                 f"{self.path} is damaged: inner chunk {chunk} is not the one in its commit marker; {REREAD}"

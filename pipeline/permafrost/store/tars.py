@@ -10,7 +10,7 @@ import google_crc32c
 
 from permafrost.storage.bucket_files import RangedFile
 from permafrost.storage.files import file_at, open_size, read_at, will_read
-from permafrost.storage.local_files import HashingFile
+from permafrost.storage.local_files import HashingFile, read_error
 from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.entries import REPAIR, REWRITE, ManifestError, damage_error
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES
@@ -138,9 +138,7 @@ class ShardBytes:
         try:
             data = read_at(self._file, size, offset)
         except OSError as error:
-            raise ManifestError(
-                f"{self.path} cannot be read ({error}); {recovery_hint(self.shard, REWRITE)}"
-            ) from error
+            raise ManifestError(str(read_error(self.path, error))) from error
         if len(data) != size or google_crc32c.value(data) != crc32c:
             raise damage_error(
                 self.path,
