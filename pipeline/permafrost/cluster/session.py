@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -55,7 +56,7 @@ _ACTOR_ENVIRONMENT = {
 
 _STARTS = 2
 """Number of attempts to start a local Ray, which times out on a busy machine."""
-_POLL_SECONDS = 0.05
+_POLL_SECONDS, _LIST_SECONDS = 0.05, 2.0
 _MESSAGE_SIZE = 200
 _NODE_ID = re.compile("node id: [0-9a-f]+ and ")
 
@@ -220,8 +221,10 @@ def _namespace() -> str:
 def _watch_head() -> None:
     """End this process with a message when Ray's raylet or its control store ends, in a thread.
 
-    Ray itself ends it a minute later, without an exception, or lets it wait forever, and leaves processes behind.
+    Ray itself ends it a minute later, without an exception, or lets it wait forever, and leaves processes behind, of
+    which the agents of the raylet end themselves after up to two minutes.
     """
+    import psutil  # type: ignore[import-untyped]  # comes with Ray
     import ray._private.worker as ray_worker
 
     if (node := ray_worker.global_worker.node) is None:  # Ray runs elsewhere
@@ -229,7 +232,12 @@ def _watch_head() -> None:
     processes = {name: node.all_processes[name][0].process for name in ("raylet", "gcs_server")}
 
     def watch() -> None:
+        below, listed = [], -math.inf
         while all(process.poll() is None for process in processes.values()):
+            if time.monotonic() > listed + _LIST_SECONDS:
+                with suppress(psutil.Error):  # it has just ended
+                    below = psutil.Process(processes["raylet"].pid).children(recursive=True)
+                listed = time.monotonic()
             time.sleep(_POLL_SECONDS)
         if ray_worker.global_worker.node is node:  # not shut down by this process
             (name, process), *_ = [
@@ -242,6 +250,9 @@ def _watch_head() -> None:
                 flush=True,
             )
             node.kill_all_processes(check_alive=False, allow_graceful=False)
+            for each in below:
+                with suppress(psutil.Error):
+                    each.kill()
             os._exit(1)
 
     threading.Thread(target=watch, name="head-watch", daemon=True).start()
