@@ -30,7 +30,7 @@ from permafrost.core.errors import ConfigError, require
 from permafrost.evaluation.results import PICTURE, read_results, stored_thresholds
 from permafrost.models.saved import EXPORT_FOLDER, SavedNetwork, TrainedModel
 from permafrost.runs.folder import SWEEP_NAME, PassRecords, RunFolder
-from permafrost.storage.files import file_at
+from permafrost.storage.files import file_at, remove_old_partial_files
 from permafrost.storage.rooted_paths import name_of_path
 from permafrost.storage.signed_files import read_json
 from permafrost.store.facts import StoredFacts, read_data_facts, read_sheets
@@ -174,6 +174,7 @@ def _export(config: ExportConfig) -> ExportResult:
     stem = portable.file_name("onnx", output).partition(".")[0]
     for earlier_file in card.parent.glob(f"{stem}.*"):  # which the new card does not describe
         earlier_file.unlink()
+    remove_old_partial_files(card.parent, stem)
     for path, data in encoded.items():
         file_at(Path(path)).write(data)
     is_shown = "onnx" in files and config.export.output == "logits" and store.form.has_places

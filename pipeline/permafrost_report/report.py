@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from permafrost.core.digests import plain_values
 from permafrost.core.errors import require
 from permafrost.runs.folder import RunFolder
-from permafrost.storage.files import file_at
+from permafrost.storage.files import file_at, remove_old_partial_files
 from permafrost_report.options import ReportConfig
 
 logger = logging.getLogger("permafrost.report")
@@ -76,7 +76,9 @@ def report_run(config: ReportConfig) -> ReportResult:
         (result.place for result in [*page.results, *filter(None, [page.network])] if result.place),
         "",
     )
-    files = {kind: RunFolder(config.run).path / f"report{place}.{kind}" for kind in contents}
+    folder = RunFolder(config.run).path
+    remove_old_partial_files(folder, "report")
+    files = {kind: folder / f"report{place}.{kind}" for kind in contents}
     for kind, content in contents.items():
         # A name with a lone surrogate, as of a file that is not UTF-8, has no encoding.
         file_at(files[kind]).write(content.encode(errors="backslashreplace"))

@@ -66,6 +66,16 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_old_partial_files_of_a_folder_are_removed_and_those_of_other_writers_stay(tmp_path):
+    names = [".report.html.1f.partial", ".report.json.2e.partial", ".student.onnx.3d.partial"]
+    for name in names:
+        (tmp_path / name).touch()
+    os.utime(tmp_path / names[0], (0, 0))
+    os.utime(tmp_path / names[2], (0, 0))
+    files.remove_old_partial_files(tmp_path, "report")
+    assert sorted(path.name for path in tmp_path.iterdir()) == names[1:]
+
+
 @EVERY_POINT
 def test_stopping_anywhere_while_packing_loses_nothing(tmp_path, monkeypatch, every):
     precompute.run(packing(tmp_path / "expected"))

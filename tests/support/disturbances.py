@@ -202,7 +202,7 @@ class World:
             for path in all_files(place)
             if path.name not in _TIMED
             and "tensorboard" not in path.parts
-            and not path.name.startswith("report.")
+            and not path.name.startswith(("report.", ".report."))  # the next report but one removes it
         }
         if self.bucket is not None:
             for block in obstore.list(self.bucket, place.name):

@@ -12,6 +12,7 @@ import io
 import mmap
 import os
 import tempfile
+import time
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +82,22 @@ def remove_partial_files(
     for path in file_at(folder).iter_files(ignored):
         if path.name.startswith(".") and path.name.endswith(suffix) and path not in keep:
             file_at(path).remove()
+
+
+def remove_old_partial_files(folder: Path, start: str) -> None:
+    """Remove the files of a folder that interrupted processes left, a minute ago or earlier, as others may write there.
+
+    Args:
+        folder: Folder on this machine.
+        start: Beginning of the names of the files that were to be written.
+    """
+    for path in folder.glob(f".{start}*{PARTIAL_SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):  # removed by another process
+            if time.time() - path.lstat().st_mtime > _OLD_SECONDS:
+                path.unlink()
+
+
+_OLD_SECONDS = 60
 
 
 @contextmanager
