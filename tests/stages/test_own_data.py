@@ -10,7 +10,7 @@ import pytest
 from permafrost.config.verbs import build_verb_config
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
-from tests.stages.test_recipes import commands
+from tests.support.commands import commands_in, header_of
 from tests.support.composition import composed_of
 from tests.support.photo_table import write_photo_table
 from tests.support.verbs import precompute, report, sweep, teach
@@ -45,7 +45,7 @@ def run_commands(recipe: str, folder: Path) -> dict[str, list[dict[str, object]]
     table = write_photo_table(folder / "my photos")
     everywhere = [f"store.path={folder}/store"]
     network = ["teacher.name=resnet18", "teacher.input_size=64"]
-    for verb, *typed in commands(recipe):
+    for verb, *typed in commands_in(header_of(recipe)):
         words = [*typed, *everywhere, *SMALL[verb]]
         if verb == "precompute":
             words.append(f"data.path={table}")

@@ -229,7 +229,7 @@ def test_a_folder_that_is_taken_away_while_a_file_is_written_is_one_error(tmp_pa
 
     monkeypatch.setattr("permafrost.storage.local_files.os.replace", gone)
 
-    with pytest.raises(FileError, match="Check that the folder exists"):
+    with pytest.raises(FileError, match="check that the folder exists"):
         file_at(tmp_path / "store" / "file").write(b"data")
 
 

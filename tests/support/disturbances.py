@@ -108,7 +108,7 @@ class Fault:
 
 @dataclass
 class Outcome:
-    """What became of a disturbed verb and of its repetition."""
+    """Outcome of a disturbed verb and of its repetition."""
 
     verb: str
     disturbance: Signal | Fault
@@ -117,7 +117,7 @@ class Outcome:
     last_line: str
     """Last line of standard error."""
     faults: list[str] = field(default_factory=list)
-    """What is wrong, in words."""
+    """Texts of what is wrong."""
 
     @property
     def result(self) -> str:
@@ -202,7 +202,9 @@ class World:
             for path in all_files(place)
             if path.name not in _TIMED
             and "tensorboard" not in path.parts
-            and not path.name.startswith(("report.", ".report."))  # the next report but one removes it
+            and not path.name.startswith(
+                ("report.", ".report.")
+            )  # the next report but one removes it
         }
         if self.bucket is not None:
             for block in obstore.list(self.bucket, place.name):
