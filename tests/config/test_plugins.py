@@ -154,6 +154,53 @@ def test_a_copied_plugin_that_still_names_another_module_is_refused(tmp_path, na
             sys.modules.pop(name, None)
 
 
+TWICE = (
+    LOSS.replace("KIND", "mine")
+    + """
+class Other(Config):
+    pass
+
+METHODS["mine"] = Other
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("raise KeyError('no such thing')", "KeyError: 'no such thing'"),
+        ("raise SystemExit", "SystemExit"),  # with status 0, which would be a success
+        ("import sys; sys.exit('not here')", "SystemExit: not here"),
+        ("class Odd(BaseException): pass\nraise Odd('odd')", "Odd: odd"),
+        ("def f(:", "SyntaxError"),
+        ("from permafrost.config.methods import METHODS\nMETHODS['mine'] = 5", "a dataclass, and not 5"),
+        (TWICE, "mine is the name of both Config and Other"),
+        (LOSS.replace("KIND", "kd"), "kd is a name of two packages"),
+    ],
+)  # fmt: skip
+def test_a_plugin_that_fails_while_it_is_imported_is_one_line(tmp_path, code, message):
+    (tmp_path / "my_failure.py").write_text(code)
+    try:
+        with pytest.raises(ConfigError, match="^the plug-in my_failure of .*" + message) as caught:
+            load_plugins(["my_failure.py"])
+        assert "\n" not in str(caught.value)
+    finally:
+        METHODS.pop("mine", None)
+
+
+def test_a_plugin_that_prints_and_goes_elsewhere_changes_neither_results_nor_paths(
+    tmp_path, capsys
+):
+    (tmp_path / "my_talk.py").write_text("import os; os.chdir('/'); print('hello')")
+    try:
+        load_plugins(["my_talk.py"])
+    finally:
+        sys.modules.pop("my_talk", None)
+    assert Path.cwd() == tmp_path
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "hello\n")
+
+
 def test_an_output_that_another_module_implements_is_refused(tmp_path):
     (tmp_path / "my_output.py").write_text(
         "from permafrost.config.store import OUTPUTS, OutputInfo\n"

@@ -19,7 +19,7 @@ import sys
 import sysconfig
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.machinery import PathFinder
@@ -63,13 +63,24 @@ class Family(MutableMapping[str, T]):
         """Add a member.
 
         Raises:
-            ConfigError: If another package has a member of this name.
+            ConfigError: If another package has a member of this name, or the same one another, or if the others are
+                classes of options and this is none.
         """
-        packages = {_package_of(known) for known in (self._members.get(name, member), member)}
+        known = self._members.get(name, member)
+        packages = {_package_of(each) for each in (known, member)}
         require(
             len(packages) == 1,
             f"{name} is a name of two packages, {' and '.join(sorted(packages))}, so one would hide the other; rename "
             "one, or uninstall its package",
+        )
+        require(
+            is_dataclass(member) or not any(map(is_dataclass, self._members.values())),
+            f"{name} must be a class of options, which is a dataclass, and not {member!r:.100}",
+        )
+        first, second = (getattr(each, "__qualname__", each) for each in (known, member))
+        require(
+            bool(first == second),
+            f"{name} is the name of both {first} and {second}, so one would hide the other; rename one",
         )
         self._members[name] = member
 
@@ -294,13 +305,19 @@ def _import_own(location: str, option: str) -> Any:
 
 
 def _import(name: str, where: str) -> Any:
+    folder = Path.cwd()
     try:
-        return importlib.import_module(name)
-    except Exception as error:  # any error of the user's module
+        with redirect_stdout(sys.stderr):  # results of a command alone are on the standard output
+            return importlib.import_module(name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # any error of the user's module, and its end of the program
         raise ConfigError(
             f"the plug-in {name} of {where} cannot be imported ({type(error).__name__}: {error}); correct it, or "
             "run the command in the folder that contains it"
         ) from error
+    finally:
+        os.chdir(folder)  # relative paths are those of the command, wherever a plug-in goes
 
 
 def plugin_places() -> dict[str, Path]:
