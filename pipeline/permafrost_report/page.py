@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import pkgutil
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,7 +113,7 @@ class StoreSection(NamedTuple):
 
 
 def render_page(page: PageContent) -> str:
-    """Render the HTML page."""
+    """Render the HTML page, without control characters, which names may have and a terminal would execute."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -123,7 +124,7 @@ def render_page(page: PageContent) -> str:
     style, script = (
         environment.get_template(name).render() for name in ("style.css.j2", "script.js.j2")
     )
-    return environment.get_template("page.html.j2").render(
+    text = environment.get_template("page.html.j2").render(
         title=page.options.title,
         note=page.options.note,
         run=name_of_path(page.config.run) if page.results else "",
@@ -142,6 +143,10 @@ def render_page(page: PageContent) -> str:
         ),
         **(_student_sections(page) if page.results else {}),
     )
+    return _CONTROLS.sub(lambda each: f"\\x{ord(each[0]):02x}", text)
+
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 def _store_sections(page: PageContent) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Crashes after any file operation: a file is then old, new or absent, and never partial."""
 
 import errno
+import io
 import os
 import shutil
 from pathlib import Path
@@ -197,3 +198,13 @@ def test_a_rename_that_was_done_and_whose_answer_was_lost_is_no_error(tmp_path, 
         with pytest.raises(FileError, match="cannot be written"):
             file_at(path).write(b"newer")
     assert path.read_bytes() == b"new"
+
+
+def test_a_claim_is_whole_however_little_the_system_takes_at_once(tmp_path, monkeypatch):
+    """A claim in part is that of an unknown process, for which others wait a minute."""
+    write = io.FileIO.write
+    monkeypatch.setattr(
+        local_files.NamedFile, "write", lambda file, data: write(file, bytes(data)[:3])
+    )
+    file_at(tmp_path / "claim").exchange(b"0123456789")
+    assert (tmp_path / "claim").read_bytes() == b"0123456789"

@@ -222,8 +222,13 @@ class NamedFile(io.FileIO):
             raise self.describe(error) from error
 
     def read(self, size: int | None = -1) -> Any:
+        if size is None or size < 0:
+            return self.readall()
         with described_errors(_error_with_path, self.path):
-            return super().read(-1 if size is None else size)
+            data = super().read(size)
+            while 0 < len(data) < size and (more := super().read(size - len(data))):
+                data += more  # a network mount may give less at once
+        return data
 
     def readall(self) -> Any:
         with described_errors(_error_with_path, self.path):
@@ -568,8 +573,8 @@ class LocalFile(AnyFile):
         except OSError as error:
             raise write_error(self.path, error) from error
         try:
-            with NamedFile(descriptor, "wb", self.path) as file:
-                file.write(data)
+            with io.BufferedWriter(NamedFile(descriptor, "wb", self.path)) as file:
+                file.write(data)  # all of it, however little the system takes at once
         except FileError:
             self.remove()
             raise
