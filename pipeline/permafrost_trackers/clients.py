@@ -12,12 +12,25 @@ from permafrost.runs.trackers import TrackedRun, TrackerClient
 
 _FINISH_SECONDS = 120.0
 """Timeout of the uploads to Weights & Biases at the end of a training."""
+_PATIENCE = {
+    "WANDB_INIT_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+}
+"""Variables that a training does not wait minutes for a server that is gone: MLflow's client would for five."""
+
+
+def _wait_briefly() -> None:
+    """Set the timeouts of the clients, unless the environment has them."""
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
 
 
 class WandB(TrackerClient):
     """Run of Weights & Biases, on this machine with WANDB_MODE=offline, where a kill loses up to 15 seconds of it."""
 
     def __init__(self, tracked: TrackedRun, first_step: int, last_step: int) -> None:
+        _wait_briefly()
         import wandb
 
         run_id, self.last_step = tracked.read_state(last_step)
@@ -48,6 +61,7 @@ class MLflow(TrackerClient):
     """Run of MLflow, on the server of MLFLOW_TRACKING_URI or in a database in the folder of the training."""
 
     def __init__(self, tracked: TrackedRun, first_step: int, last_step: int) -> None:
+        _wait_briefly()
         from mlflow import MlflowClient
 
         local = f"sqlite:///{tracked.files}/mlflow.db"

@@ -268,7 +268,8 @@ class World:
         now, wanted = self.content(place), self.contents[name]
         names = sorted(n for n in {*now, *wanted} if now.get(n) != wanted.get(n))
         outcome.faults += [f"another content: {names}"] if names else []
-        memory = [path.name for path in set(_SHARED_MEMORY.iterdir()) - shared]
+        names = (path.name for path in set(_SHARED_MEMORY.iterdir()) - shared)
+        memory = [name for name in names if not name.startswith("sem.")]  # which others may have
         outcome.faults += [f"shared memory left: {memory}"] if memory else []
         temporary = self.folder / "trial-tmp"
         kept = [str(p.relative_to(temporary)) for p in temporary.glob("*") if p.name != "cache"]
