@@ -36,7 +36,13 @@ from permafrost.sources.classes import (
     to_number,
 )
 from permafrost.sources.image_files import image_suffix, is_image_suffix
-from permafrost.sources.label_cells import LABEL_LISTS, UNLABELED_CELLS, is_one_hot, state_of
+from permafrost.sources.label_cells import (
+    LABEL_LISTS,
+    UNLABELED_CELLS,
+    is_one_hot,
+    state_of,
+    unique_names,
+)
 from permafrost.sources.several_files import (
     expand_range,
     find_files,
@@ -347,7 +353,7 @@ class WebDatasetSource(ImageSource):
         """Read a sample's .json. Raises ConfigError unless it is a mapping, ImageError if it is too large."""
         data = read_member(file, member, f"{where}.json", _MAX_LABEL_BYTES)
         try:
-            values: dict[str, Any] = json.loads(data)
+            values: dict[str, Any] = json.loads(data, object_pairs_hook=unique_names)
             read = {self.config.label_key, "labels", "group", "boxes"}
             keys = values.keys()  # which only a mapping has
             for key in keys:
@@ -554,14 +560,14 @@ def _is_downloaded(path: str) -> bool:
 def _list_of(values: dict[str, Any], name: str) -> list[Any]:
     """Return a list of the sample's JSON, empty if missing; raise ValueError if it is not a list."""
     items = values.get(name, [])
-    if not isinstance(items, list):
-        raise ValueError(f"{name} is {str(items)[:80]!r}, not a list")
-    return items
+    require(isinstance(items, list), f"{name} is {str(items)[:80]!r}, not a list", ValueError)
+    return items  # type: ignore[no-any-return]
 
 
 def _group(value: Any) -> int:
-    if type(value) is not int or not -MAX_GROUP <= value <= MAX_GROUP:
-        raise ValueError(
-            f"group is {str(value)[:80]!r}, not a whole number up to {MAX_GROUP}; number groups from 0"
-        )
-    return value
+    require(
+        type(value) is int and -MAX_GROUP <= value <= MAX_GROUP,
+        f"group is {str(value)[:80]!r}, not a whole number up to {MAX_GROUP}; number groups from 0",
+        ValueError,
+    )
+    return int(value)

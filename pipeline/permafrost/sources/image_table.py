@@ -71,6 +71,7 @@ from permafrost.sources.label_cells import (
     parse_list,
     separate,
     state_of,
+    unique_names,
 )
 from permafrost.sources.parquet_images import ParquetImages, class_names_of, holds_images
 from permafrost.sources.several_files import (
@@ -614,7 +615,11 @@ class ImageTableSource(ImageSource):
                     [float(box[corner]) for corner in ("x0", "y0", "x1", "y1")],
                     to_text(box.get("label")),
                 )
-                for box in (json.loads(value) if isinstance(value, str) else value)
+                for box in (
+                    json.loads(value, object_pairs_hook=unique_names)
+                    if isinstance(value, str)
+                    else value
+                )
             ]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise row.error(

@@ -106,6 +106,13 @@ def is_one_hot(values: Sequence[Any]) -> bool:
     )
 
 
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the mapping of a JSON text's pairs (object_pairs_hook); raise ValueError if a name occurs twice."""
+    values = dict(pairs)
+    require(len(values) == len(pairs), f"{quote(list(values))} are in it twice", ValueError)
+    return values
+
+
 def parse_list(text: str) -> list[Any]:
     """Parse a list of names or numbers, in JSON or as Python writes it.
 
@@ -120,13 +127,12 @@ def parse_list(text: str) -> list[Any]:
             values = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as error:
             raise ValueError("it is not a JSON or Python list") from error
-    if isinstance(values, (tuple, set)):
-        values = sorted(values, key=str) if isinstance(values, set) else list(values)
-    if not isinstance(values, list) or not all(
+    values = sorted(values, key=str) if isinstance(values, set) else values
+    if not isinstance(values, (list, tuple)) or not all(
         value is None or isinstance(value, (str, int, float)) for value in values
     ):
         raise ValueError("it is not a list of names or numbers")
     # Python joins texts without a comma between them, as in NumPy's ['cat' 'dog'].
     if len(_QUOTED.findall(text)) > len(values):
         raise ValueError("its names have no commas between them")
-    return values
+    return list(values)
