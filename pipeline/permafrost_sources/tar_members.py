@@ -13,7 +13,7 @@ from typing import Any
 from permafrost.core.errors import ConfigError, UserError, require
 from permafrost.sources.several_files import expand_range
 from permafrost.sources.tally import Tally
-from permafrost.storage.files import file_at, read_at
+from permafrost.storage.files import file_at, is_stray, read_at
 from permafrost.storage.rooted_paths import AnyPath, RootedPath, rooted
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES, ImageError
 
@@ -51,7 +51,9 @@ def find_tars_in_bucket(address: str) -> list[RootedPath]:
         elif name.endswith(".tar"):
             matches = [path for path in (rooted(folder) / name,) if file_at(path).is_file()]
         else:
-            matches = file_at(rooted(each)).paths("*.tar")
+            matches = [
+                path for path in file_at(rooted(each)).paths("*.tar") if not is_stray(path.name)
+            ]
         require(
             len(matches) > 0,
             f"data.path={address} names no .tar ({each}); set it to a folder, a glob or a {{000000..000009}} range "
@@ -137,8 +139,7 @@ def _reason_to_pass_over(
 ) -> str | None:
     """Return why a member belongs to no sample, None for one that does."""
     if not member.isfile():
-        kinds = {tarfile.LNKTYPE: LINK_MEMBER, tarfile.SYMTYPE: LINK_MEMBER}
-        return kinds.get(member.type, "no regular file")
+        return LINK_MEMBER if member.islnk() or member.issym() else "no regular file"
     if Path(member.name).name.startswith("."):  # such as macOS's ._image.jpg
         return "hidden"
     if not key or not suffix:

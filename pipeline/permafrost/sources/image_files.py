@@ -20,7 +20,7 @@ from permafrost.core.json_entries import stays_inside
 from permafrost.core.records import Content, ImageSource, Record
 from permafrost.sources.classes import composed
 from permafrost.sources.tally import Tally
-from permafrost.storage.files import FolderEntry, entry_bytes, file_at
+from permafrost.storage.files import FolderEntry, entry_bytes, file_at, is_stray
 from permafrost.storage.rooted_paths import AnyPath
 from permafrost.store.image_decoding import (
     MAX_IMAGE_BYTES,
@@ -41,22 +41,8 @@ logger = logging.getLogger("permafrost.sources")
 
 
 IMAGE_SUFFIXES = (
-    *(
-        "jpg",
-        "jpeg",
-        "jpe",
-        "jfif",
-        "jif",
-        "pjpeg",
-        "pjp",
-        "png",
-        "apng",
-        "webp",
-        "avif",
-        "bmp",
-        "dib",
-    ),
-    *("gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"),
+    *("jpg", "jpeg", "jpe", "jfif", "jif", "pjpeg", "pjp", "png", "apng", "webp", "avif"),
+    *("bmp", "dib", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"),
 )
 """Suffixes of image files, case-insensitive."""
 _IMAGE_SUFFIXES = frozenset(IMAGE_SUFFIXES)
@@ -65,58 +51,11 @@ HEIF_SUFFIXES = ("heic", "heif", "hif")
 _VIDEOS = ("mp4", "m4v", "mov", "avi", "mkv", "webm", "wmv", "mpg", "mpeg", "flv", "3gp")
 _OTHER_PICTURES = frozenset(
     {
-        *(
-            "jp2",
-            "j2k",
-            "jpf",
-            "jpx",
-            "jxl",
-            "jxr",
-            "psd",
-            "xcf",
-            "svg",
-            "eps",
-            "ai",
-            "tga",
-            "ico",
-            "icns",
-        ),
-        *(
-            "exr",
-            "hdr",
-            "pfm",
-            "dds",
-            "raw",
-            "dng",
-            "cr2",
-            "cr3",
-            "crw",
-            "nef",
-            "nrw",
-            "arw",
-            "orf",
-            "rw2",
-        ),
-        *(
-            "raf",
-            "pef",
-            "srw",
-            "mpo",
-            "dcm",
-            "dicom",
-            "nii",
-            "fits",
-            "czi",
-            "lif",
-            "npy",
-            "npz",
-            "nii.gz",
-            "nrrd",
-            "mha",
-            "svs",
-            "ndpi",
-        ),
-        *("ras", "pcx", "sgi", "xbm", "xpm", "bpg", "flif"),
+        *("jp2", "j2k", "jpf", "jpx", "jxl", "jxr", "psd", "xcf", "svg", "eps", "ai", "tga", "ico"),
+        *("icns", "exr", "hdr", "pfm", "dds", "raw", "dng", "cr2", "cr3", "crw", "nef", "nrw"),
+        *("arw", "orf", "rw2", "raf", "pef", "srw", "mpo", "dcm", "dicom", "nii", "fits", "czi"),
+        *("lif", "npy", "npz", "nii.gz", "nrrd", "mha", "svs", "ndpi", "ras", "pcx", "sgi", "xbm"),
+        *("xpm", "bpg", "flif"),
         *_VIDEOS,
     }
 )
@@ -124,15 +63,9 @@ _OTHER_PICTURES = frozenset(
 _JPEG_SUFFIXES = frozenset({"jpeg", "jpe", "jfif", "jif", "pjpeg", "pjp"})
 LEFTOVER_FOLDERS = frozenset(
     {
-        *(
-            "__macosx",
-            "@eadir",
-            "#recycle",
-            "@recycle",
-            "$recycle.bin",
-            "system volume information",
-        ),
-        *("lost+found", "__pycache__", "_gsdata_", "node_modules", "#snapshot", "@tmp", "recycler"),
+        *("system volume information", "__macosx", "@eadir", "#recycle", "@recycle"),
+        *("$recycle.bin", "lost+found", "__pycache__", "_gsdata_", "node_modules", "#snapshot"),
+        *("@tmp", "recycler"),
     }
 )
 """Folders that archives, file servers and programs leave behind, in lower case. They are left out at any depth."""
@@ -152,7 +85,7 @@ _SNIFFED = 3
 # Topics of a tally of files.
 LEFT_OUT = "files left out: no picture"
 """Topic of a tally, by suffix."""
-HIDDEN_FILES = "files and folders left out: hidden"
+HIDDEN_FILES = "files and folders left out: hidden, or copies of conflicts"
 """Topic, by name."""
 LEFTOVERS = "folders left out: of archives, file servers and programs"
 """Topic, by name."""
@@ -231,23 +164,25 @@ def tally_passed_over(root: AnyPath, folder: str, tally: Tally) -> None:
     for entry in _sorted_entries(root / folder):
         path = join_path(folder, entry.name)
         if entry.is_dir() and _is_passed_over(entry.name):
-            tally.add(HIDDEN_FILES if entry.name.startswith(".") else LEFTOVERS, entry.name, path)
+            tally.add(HIDDEN_FILES if is_stray(entry.name) else LEFTOVERS, entry.name, path)
         elif entry.is_symlink() and not Path(str(root / path)).exists():
             tally.add(BROKEN_LINKS, path, path)
 
 
 def _is_passed_over(name: str) -> bool:
-    return name.startswith(".") or name.lower() in LEFTOVER_FOLDERS
+    return is_stray(name) or name.lower() in LEFTOVER_FOLDERS
 
 
 def first_image(folder: AnyPath) -> str | None:
     """Return the name of the first image directly in `folder`, in the order of names, or None."""
-    images = (
-        entry.name
-        for entry in _iter_entries(folder)
-        if is_image_name(entry.name) and entry.is_file()
+    return min(
+        (
+            entry.name
+            for entry in _iter_entries(folder)
+            if is_image_name(entry.name) and entry.is_file()
+        ),
+        default=None,
     )
-    return min(images, default=None)
 
 
 def has_image(folder: AnyPath) -> bool:
@@ -295,7 +230,7 @@ def iter_images(
         path, name = join_path(folder, entry.name), entry.name
         if _is_passed_over(name):
             if tally is not None:
-                is_leftover = not name.startswith(".") and entry.is_dir()
+                is_leftover = not is_stray(name) and entry.is_dir()
                 tally.add(LEFTOVERS if is_leftover else HIDDEN_FILES, name, path)
             continue
         stem, _, suffix = name.rpartition(".")

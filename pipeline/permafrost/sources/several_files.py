@@ -12,6 +12,7 @@ from braceexpand import braceexpand
 from permafrost.core.errors import ConfigError
 from permafrost.sources.splits import TRAIN, known_split
 from permafrost.sources.tally import Tally
+from permafrost.storage.files import is_stray
 
 OTHER_FILES = "other files, not read"
 """Topic of a tally: files of other kinds in the folder of tars or tables, by suffix."""
@@ -60,7 +61,7 @@ def find_files(path: Path, suffix: str) -> list[Path]:
         ConfigError: If there are none, if one of a range is missing, or if the folder also has compressed ones.
     """
     if path.is_dir():
-        files = sorted(path.glob(f"*{suffix}"))
+        files = sorted(file for file in path.glob(f"*{suffix}") if not is_stray(file.name))
         others = sorted(entry.name for entry in path.iterdir() if _is_packed(entry.name, suffix))
         if files and others:
             raise ConfigError(
@@ -69,14 +70,20 @@ def find_files(path: Path, suffix: str) -> list[Path]:
             )
     else:
         names = [Path(name) for name in expand_range(str(path))]
-        matches = {name: sorted(name.parent.glob(name.name)) for name in names}
+        matches = {
+            name: sorted(
+                file
+                for file in name.parent.glob(name.name)
+                if file == name or not is_stray(file.name)
+            )
+            for name in names
+        }
         files = [match for name in names for match in matches[name]]
         missing = [name for name in names if not matches[name]]
         if files and missing:
             raise ConfigError(f"data.path={path} names {missing[0]}, which does not exist")
     if not files:
-        has_packed = path.is_dir() and any(path.glob("*.tar.*"))
-        packed = "; unpack .tar.gz and .tar.zst first" if has_packed else ""
+        packed = "; unpack .tar.gz and .tar.zst first" * any(path.glob("*.tar.*"))
         inner = sorted({file.parent.name for file in path.glob(f"*/*{suffix}")})
         if inner:
             folders = inner[0] if len(inner) == 1 else f"{{{','.join(inner)}}}"
@@ -96,15 +103,13 @@ def tally_other_files(path: Path, suffix: str, tally: Tally, expected: Container
         tally: Counts to add to.
         expected: Names of files that are read otherwise.
     """
-    if not path.is_dir():
-        return
-    for entry in sorted(path.iterdir()):
+    for entry in sorted(path.iterdir()) if path.is_dir() else ():
         if entry.is_dir():
             further = next(entry.glob(f"**/*{suffix}"), None)
             if further is not None:
                 tally.add(OTHER_FOLDERS, entry.name, str(further.relative_to(path)))
-        elif entry.suffix != suffix and entry.name not in expected:
-            item = "hidden" if entry.name.startswith(".") else entry.suffix or "no suffix"
+        elif (entry.suffix != suffix or is_stray(entry.name)) and entry.name not in expected:
+            item = "hidden" if is_stray(entry.name) else entry.suffix or "no suffix"
             tally.add(OTHER_FILES, item, entry.name)
 
 

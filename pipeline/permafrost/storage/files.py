@@ -11,6 +11,7 @@ import contextlib
 import io
 import mmap
 import os
+import re
 import tempfile
 import time
 from collections.abc import Container, Iterator
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeAlias
 
-from permafrost.core.errors import FileError
+from permafrost.core.errors import ConfigError, FileError, quote
 from permafrost.storage import buckets, local_files
 from permafrost.storage.bucket_files import BucketFile, RangedFile
 from permafrost.storage.local_files import PARTIAL_SUFFIX, LocalFile
@@ -26,6 +27,8 @@ from permafrost.storage.rooted_paths import AnyPath, RootedPath
 
 FolderEntry: TypeAlias = os.DirEntry[str] | buckets.Entry
 """File or folder as `scan` lists it."""
+_STRAY = re.compile(r"\.|~\$|.*[ (]conflicted copy\b|.*\.sync-conflict-\d{8}-", re.I)
+_ODD = re.compile(r"[\x00-\x08\x0b-\x1f\ufeff]|,\s*$|^(<{7}|={7}|>{7})( |$)")
 
 
 def file_at(path: AnyPath) -> LocalFile | BucketFile:
@@ -58,6 +61,37 @@ def named_file(name: str, folder: Path, *caches: Path) -> Path:
             f"{name[:200]!r} leads out of {folder}, and no data set may name files elsewhere on this machine"
         )
     return path
+
+
+def is_stray(name: str) -> bool:
+    """Return whether a name is that of a hidden file, or of the copy that a program which synchronizes folders made."""
+    return _STRAY.match(name) is not None
+
+
+def iter_lines(path: AnyPath, shown: str = "") -> Iterator[str]:
+    """Iterate over the lines of a text with one entry per line, without their ends and a byte-order mark.
+
+    Args:
+        path: The file.
+        shown: Its option and value, for messages; empty shows the path.
+
+    Raises:
+        ConfigError: If it is not UTF-8, or if a line ends in a comma, or has a control character or the mark of a
+            conflict of versions.
+    """
+    with io.TextIOWrapper(io.BufferedReader(file_at(path).open()), encoding="utf-8-sig") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if odd := _ODD.search(line.rstrip("\n")):
+                    raise ConfigError(
+                        f"{shown or path}, line {number} has {quote(odd[0])}, which is of no entry; remove it, and "
+                        "save the file as UTF-8 with one entry per line"
+                    )
+                yield line.rstrip("\n")
+        except UnicodeDecodeError as fault:
+            raise ConfigError(
+                f"{shown or path} cannot be read: {fault}; save it as UTF-8"
+            ) from fault
 
 
 def entry_bytes(entry: FolderEntry) -> int:
