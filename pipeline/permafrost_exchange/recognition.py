@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from permafrost.core.errors import ConfigError, UserError, require
-from permafrost.storage.files import file_at
+from permafrost.storage.files import file_at, iter_lines
 from permafrost_exchange.formats.reinforced import RECIPES_CONFIG
 from permafrost_exchange.share_format import SHARE_NAME
-from permafrost_exchange.target_reader import TargetError, iter_lines, load_pickled
+from permafrost_exchange.target_reader import TargetError, load_pickled
 from permafrost_sources.tar_members import list_samples
 
 _LOOKED_AT = 2000

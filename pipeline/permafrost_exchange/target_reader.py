@@ -8,7 +8,6 @@ Shape letters: n targets, V views (1 for targets of the canonical view).
 
 from __future__ import annotations
 
-import io
 import os
 import zipfile
 import zlib
@@ -280,12 +279,6 @@ def unpickled(data: bytes, where: str) -> Any:
         return unpickle(data)
     except UnpicklingError as error:
         raise TargetError(f"{where}: {error}") from error
-
-
-def iter_lines(path: Path) -> Iterator[str]:
-    """Iterate over the lines of a text file, without their ends."""
-    with io.TextIOWrapper(io.BufferedReader(file_at(path).open()), encoding="utf-8") as file:
-        yield from (line.rstrip("\n") for line in file)
 
 
 def read_target(path: Path, most: int = MAX_TARGET_BYTES) -> bytes:

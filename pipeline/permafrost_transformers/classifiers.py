@@ -39,7 +39,7 @@ from permafrost.models.classifier import (
 )
 from permafrost.models.module import ModuleClassifier
 from permafrost.models.providers import model_normalization
-from permafrost.storage.files import file_at
+from permafrost.storage.files import file_at, iter_lines
 from permafrost_transformers.options import TransformersModelConfig
 from permafrost_transformers.processors import read_processor
 
@@ -297,7 +297,7 @@ def _read_prompts(config: TransformersModelConfig) -> tuple[str, ...]:
         path.is_file(),
         f"prompts={path} does not exist; name a text file with a line for each class",
     )
-    prompts = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    prompts = tuple(filter(None, map(str.strip, iter_lines(path, f"prompts={path}"))))
     require(
         len(set(prompts)) == len(prompts),
         f"prompts={path} has equal lines; write a line for each class",

@@ -162,7 +162,7 @@ def test_a_class_to_keep_that_the_data_lack_is_named(image_folder):
     [
         ("cat\n", "lacks the class folder 'dog'"),
         ("cat\ndog\ncat\n", "lists the class 'cat' 2 times"),
-        ('{"0": ["n1", "cat"],\n"1": ["n2", "dog"]}', "is JSON; write one class name per line"),
+        ('{"0": ["n1", "cat"], "1": ["n2", "dog"]}', "is JSON; write one class name per line"),
         ("0 cat\n1 dog\n", "has a number next to each name"),
         ("- cat\n- dog\n", "is YAML"),
         ("\n", "is empty"),

@@ -101,7 +101,7 @@ def _experiment_text(name: str) -> str:
     except OSError as error:
         raise ConfigError(f"experiment={name} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"experiment={name}: {error}") from error
+        raise ConfigError(f"experiment={name}: {error}; save it as UTF-8") from error
 
 
 def plugin_names(arguments: Sequence[str]) -> list[str]:

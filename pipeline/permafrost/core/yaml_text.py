@@ -31,6 +31,13 @@ _CONSTANTS = {
 }
 
 
+_SIGNS = (
+    (r"(?m)^(<{7}|={7}|>{7})( |$)", "; decide the conflict of versions that is marked"),
+    (r"(?m)^ *\t", "; write blanks instead of tabs"),
+)
+"""Signs of what a text has that is not YAML, and advice."""
+
+
 class YamlError(ValueError):
     """Error for text that is not YAML of this kind; the reader of the file or argument adds its name."""
 
@@ -71,6 +78,7 @@ def parse_yaml(text: str | bytes) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        place += next((advice for sign, advice in _SIGNS if re.search(sign, str(text))), "")
         raise YamlError(f"{error.problem}{place}") from error
     except (yaml.YAMLError, UnicodeError) as error:
         raise YamlError(" ".join(str(error).split())) from error

@@ -10,7 +10,6 @@ All sources share these rules, so that the same labels as folders, in a table or
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from permafrost.core.errors import ConfigError, quote, require
-from permafrost.storage.files import file_at
+from permafrost.storage.files import iter_lines
 from permafrost.storage.rooted_paths import user_path
 
 MAX_CLASSES = 1_000_000
@@ -154,14 +153,6 @@ def has_leading_zero(text: str) -> bool:
     return re.match(r"[+-]?0[0-9]", text) is not None
 
 
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
 def load_class_names(path: str) -> tuple[str, ...]:
     """Read the lines of `data.classes`, in label order, without empty lines and a byte-order mark.
 
@@ -169,15 +160,11 @@ def load_class_names(path: str) -> tuple[str, ...]:
         ConfigError: If the file cannot be read, is empty or in another format, or lists a class twice.
     """
     try:
-        lines = re.split(r"\r\n|\r|\n", file_at(user_path(path)).read().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"data.classes={path} cannot be read: {error}; save it as UTF-8"
-        ) from error
+        lines = list(iter_lines(user_path(path), f"data.classes={path}"))
     except OSError as error:
         raise ConfigError(f"data.classes={path} cannot be read: {error}") from error
     require(
-        lines[0].strip()[:1] not in ("[", "{") or not _is_json("\n".join(lines)),
+        re.fullmatch(r'\s*[\[{]\s*(["\d].*)?[\]}]\s*', "\n".join(lines), re.DOTALL) is None,
         f"data.classes={path} is JSON; write one class name per line",
     )
     names = tuple(line.strip() for line in lines if line.strip())
@@ -189,9 +176,9 @@ def load_class_names(path: str) -> tuple[str, ...]:
         f"data.classes={path} has a number next to each name, such as {quote(names[0])}; write the names alone, in "
         "the order of their numbers",
     )
-    is_list = len(names) > 1 and all(name.startswith("- ") for name in names)
     require(
-        not is_list and not any(re.fullmatch(r"names\s*:.*", name) for name in names),
+        not (len(names) > 1 and all(name.startswith("- ") for name in names))
+        and not any(re.fullmatch(r"names\s*:.*", name) for name in names),
         f"data.classes={path} is YAML; write one class name per line",
     )
     name, times = Counter(map(composed, names)).most_common(1)[0]

@@ -44,10 +44,9 @@ def readable(path: Path) -> Iterator[None]:
     )
     try:
         yield
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"data.path={path} cannot be read: {error}; save it as UTF-8") from error
-    except (OSError, csv.Error, pa.ArrowException) as error:
-        raise ConfigError(f"data.path={path} cannot be read: {error}") from error
+    except (UnicodeDecodeError, OSError, csv.Error, pa.ArrowException) as error:
+        advice = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise ConfigError(f"data.path={path} cannot be read: {error}{advice}") from error
 
 
 def column_names(path: Path) -> list[str]:

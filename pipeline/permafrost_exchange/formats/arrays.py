@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.core.errors import ConfigError, require
+from permafrost.storage.files import iter_lines
 from permafrost_exchange.formats.npy_files import map_npy, member_names, open_member
 from permafrost_exchange.formats.row_reader import RowReader
 from permafrost_exchange.target_reader import (
@@ -20,7 +21,6 @@ from permafrost_exchange.target_reader import (
     ListedTargets,
     ReadRequest,
     TargetError,
-    iter_lines,
 )
 
 _KINDS = re.compile(
@@ -47,7 +47,11 @@ class ArrayReader(RowReader):
     def _names(self) -> NDArray[Any]:
         """Return the name of each row, once it is sure that all arrays have as many rows."""
         listed = self.config.names
-        names = self._keys() if listed is None else np.array(list(iter_lines(Path(listed))))
+        names = (
+            self._keys()
+            if listed is None
+            else np.array(list(iter_lines(Path(listed), f"format.names={listed}")))
+        )
         odd = [
             f"{name} has {len(array):,} rows"
             for name, array in self._arrays.items()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from permafrost.config.explainers import EXPLAINERS
 from permafrost.core.errors import require
+from permafrost.storage.files import iter_lines
 from permafrost_exchange.target_reader import (
     Arrays,
     FileReader,
@@ -24,7 +25,6 @@ from permafrost_exchange.target_reader import (
     ReadRequest,
     TargetError,
     TargetForm,
-    iter_lines,
     load_pickled,
 )
 
@@ -47,7 +47,11 @@ class E2KDReader(FileReader):
 
     def listing(self) -> Iterator[ListedTargets]:
         index_map = self.config.index_map
-        lines = [] if index_map is None else iter_lines(Path(index_map))
+        lines = (
+            []
+            if index_map is None
+            else iter_lines(Path(index_map), f"format.index_map={index_map}")
+        )
         positions = [position for line in lines for position in line.split()]
         for part in super().listing():
             if odd := [

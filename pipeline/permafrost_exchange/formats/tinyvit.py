@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.core.errors import require
-from permafrost.storage.files import file_at
+from permafrost.storage.files import file_at, iter_lines
 from permafrost_exchange.target_reader import (
     Arrays,
     ListedTargets,
@@ -26,7 +26,6 @@ from permafrost_exchange.target_reader import (
     TargetError,
     TargetForm,
     TargetReader,
-    iter_lines,
     parts_of,
     rows_of_parts,
     top_outcomes,

@@ -25,7 +25,7 @@ from permafrost.core.errors import ConfigError, require, shorten
 from permafrost.core.records import NO_LABEL
 from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import MORE, Evaluator, Page, Quantity
-from permafrost.storage.files import file_at
+from permafrost.storage.files import file_at, iter_lines
 from permafrost.storage.untrusted import FormatError, parse_npy
 from permafrost_papers.interpretability.options import ClassSimilarityOptions
 
@@ -224,14 +224,7 @@ def read_similarity(path: Path, classes: int) -> Tensor:
                 "numpy.save"
             ) from error
         return torch.from_numpy(matrix.astype(np.float64))
-    try:
-        names = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{_OPTION}={path} is neither text nor a file that ends in .npy ({error}); name a text file with one "
-            "superclass per class, or a .npy matrix"
-        ) from error
-    lines = [line.strip() for line in (names[:-1] if names[-1] == "" else names)]
+    lines = [line.strip() for line in iter_lines(path, f"{_OPTION}={path}")]
     require(
         len(lines) == classes and all(lines),
         f"{_OPTION}={path} has {len(lines)} lines ({lines.count('')} of them empty), but {classes} classes need one "

@@ -22,16 +22,17 @@ Shape letters: L label images of one picture, s t their height and width, C labe
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from permafrost.core.errors import FileError, RecordError, require
+from permafrost.core.errors import ConfigError, FileError, RecordError, first_line, require
 from permafrost.storage.files import file_at, named_file
 from permafrost.store.image_decoding import (
     MAX_IMAGE_BYTES,
@@ -188,14 +189,16 @@ class BrodenFolder:
                 f"{_OPTION}={folder} has no {name}; name the folder of an unpacked Broden (broden1_224), or set "
                 "it to null for the built-in set",
             )
-        categories = tuple(row["name"] for row in _read_table(folder / CATEGORIES))
+        categories = tuple(
+            dict.fromkeys(row["name"] for row in _read_table(folder / CATEGORIES, name=str))
+        )
         self.labels = _read_labels(folder, categories)
-        self.rows = _read_table(folder / INDEX)[:most]
+        self.rows = _read_table(folder / INDEX, image=str, sh=int, sw=int)[:most]
         require(
             bool(self.rows),
             f"{_OPTION}={folder} lists no image in {INDEX}; unpack it again",
         )
-        missing = [name for name in ("image", "sh", "sw", *categories) if name not in self.rows[0]]
+        missing = [name for name in categories if name not in self.rows[0]]
         require(
             not missing,
             f"{folder / INDEX} has no column {', '.join(missing)}; unpack the set again",
@@ -221,7 +224,7 @@ class BrodenFolder:
             RecordError: If a file is missing or does not match its row.
         """
         row = self.rows[number]
-        size = int(row["sh"]), int(row["sw"])
+        size = row["sh"], row["sw"]
         layers, whole = [], []
         for category in self.labels.categories if with_labels else ():
             for entry in filter(None, row[category].split(";")):
@@ -284,7 +287,9 @@ def decode_labels(pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
 
 
 def _read_labels(folder: Path, categories: tuple[str, ...]) -> Labels:
-    listed = {int(row["number"]): row["name"] for row in _read_table(folder / LABELS)}
+    listed = {
+        row["number"]: row["name"] for row in _read_table(folder / LABELS, number=int, name=str)
+    }
     names = [listed.get(number, "") for number in range(1 + max(listed, default=0))]
     coverage = np.full((len(names), len(categories)), -1.0)  # below any listed coverage
     for place, category in enumerate(categories):
@@ -293,14 +298,25 @@ def _read_labels(folder: Path, categories: tuple[str, ...]) -> Labels:
             path.is_file(),
             f"{folder / CATEGORIES} names {category}, but {path} is missing; unpack the set again",
         )
-        for row in _read_table(path):
-            coverage[int(row["number"]), place] = float(row["coverage"])
+        for row in _read_table(
+            path, number=lambda text: range(len(names))[int(text)], coverage=float
+        ):
+            coverage[row["number"], place] = row["coverage"]
     # With equal coverages the last category wins, as in the authors' code.
     place = coverage.shape[1] - 1 - coverage[:, ::-1].argmax(axis=1)
     place[(coverage < 0).all(axis=1)] = 0  # a label that no table lists
     return Labels(tuple(names), categories, tuple(place.tolist()))
 
 
-def _read_table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
+def _read_table(path: Path, **columns: Callable[[str], Any]) -> list[dict[str, Any]]:
+    """Read a table, and convert the columns that it must have. Raises ConfigError if it cannot be read."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            return [
+                row | {name: convert(row[name]) for name, convert in columns.items()}
+                for row in csv.DictReader(lines, restval="", strict=True)
+            ]
+    except (ValueError, LookupError, csv.Error) as error:
+        raise ConfigError(
+            f"{path} cannot be read as a table with {', '.join(columns)} ({first_line(error)}); unpack the set again"
+        ) from error

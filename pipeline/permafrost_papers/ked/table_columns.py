@@ -213,6 +213,12 @@ def _numeric_columns(
     for name in [name for name in table.names if name not in named]:
         numbers = table.numbers(name)
         if np.isnan(numbers).all():
+            cell = next(filter(None, map(to_text, table.cells(name))), "")
+            require(
+                re.fullmatch(r"[-+]?\d+,\d+", cell) is None,
+                f"{table.path}, column {name}: {quote(cell)} has a decimal comma; write points, or leave the column "
+                "out with data.exclude",
+            )
             left_out.append(name)
         else:
             columns[name] = _narrow(table, name, numbers)

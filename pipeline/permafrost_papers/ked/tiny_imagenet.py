@@ -15,6 +15,7 @@ from pathlib import Path
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import NO_LABEL, Box, Record, escape_key
 from permafrost.sources.image_files import FilesBelowRoot, iter_images
+from permafrost.storage.files import iter_lines
 from permafrost_papers.ked.data_options import TinyImageNetDataConfig
 
 logger = logging.getLogger("permafrost.sources")
@@ -36,7 +37,7 @@ class TinyImageNetSource(FilesBelowRoot):
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Sorted WordNet ids."""
-        return tuple(sorted(self._read_lines("wnids.txt")))
+        return tuple(sorted(set(self._read_lines("wnids.txt"))))
 
     def records(self) -> Iterator[Record]:
         """Yield every image; those of test/ have no label."""
@@ -98,13 +99,12 @@ class TinyImageNetSource(FilesBelowRoot):
 
     def _read_lines(self, path: str) -> list[str]:
         try:
-            lines = (self._root / path).read_text(encoding="utf-8").splitlines()
+            return [*filter(None, map(str.strip, iter_lines(self._root / path)))]
         except OSError as error:
             raise ConfigError(
                 f"data.path={self.config.path} must be the folder tiny-imagenet-200 as unpacked, but "
                 f"{path} cannot be read: {error.strerror}"
             ) from error
-        return [line.strip() for line in lines if line.strip()]
 
 
 def _record(split: str, path: str, size: int, label: int, corners: list[str]) -> Record:

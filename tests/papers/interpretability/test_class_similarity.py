@@ -118,7 +118,7 @@ def test_what_is_no_similarity_is_refused_by_name(tmp_path):
         "nan.npy": "not finite",
         "short.txt": "2 lines .*4 classes need one superclass",
         "broken.npy": "not an npy file",
-        "picture.txt": "neither text nor",
+        "picture.txt": "save it as UTF-8",
         "several.npy": "several arrays",
     }.items():
         with pytest.raises(ConfigError, match=rf"class_similarity\.similarity=.*{name}.*{reason}"):
