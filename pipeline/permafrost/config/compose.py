@@ -484,7 +484,8 @@ def _options_of_run(section: str, values: Any) -> Any:
     except (OSError, DigestError, KeyError, TypeError, ConfigError) as error:
         raise ConfigError(
             f"{section}={kind} needs {section}.weights=, the folder of a network that teach or distill has finished, "
-            f"such as runs/my-teacher/teach; {section}.weights={values['weights']} is not one ({error})"
+            f"such as runs/my-teacher/teach; {section}.weights={values['weights']} is not one "
+            f"({folder / _DESCRIPTION}: {error})"
             + "; if its folds are not finished, repeat permafrost teach"
             * (kind == FoldsModelConfig.kind)
         ) from error

@@ -68,12 +68,12 @@ def is_stray(name: str) -> bool:
     return _STRAY.match(name) is not None
 
 
-def iter_lines(path: AnyPath, shown: str = "") -> Iterator[str]:
+def iter_lines(path: AnyPath, option: str = "") -> Iterator[str]:
     """Iterate over the lines of a text with one entry per line, without their ends and a byte-order mark.
 
     Args:
         path: The file.
-        shown: Its option and value, for messages; empty shows the path.
+        option: Option and value that name it, for messages; empty shows the path.
 
     Raises:
         ConfigError: If it is not UTF-8, or if a line ends in a comma, or has a control character or the mark of a
@@ -84,13 +84,13 @@ def iter_lines(path: AnyPath, shown: str = "") -> Iterator[str]:
             for number, line in enumerate(file, start=1):
                 if odd := _ODD.search(line.rstrip("\n")):
                     raise ConfigError(
-                        f"{shown or path}, line {number} has {quote(odd[0])}, which is of no entry; remove it, and "
+                        f"{option or path}, line {number} has {quote(odd[0])}, which is of no entry; remove it, and "
                         "save the file as UTF-8 with one entry per line"
                     )
                 yield line.rstrip("\n")
         except UnicodeDecodeError as fault:
             raise ConfigError(
-                f"{shown or path} cannot be read: {fault}; save it as UTF-8"
+                f"{option or path} cannot be read: {fault}; save it as UTF-8"
             ) from fault
 
 
