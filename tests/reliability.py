@@ -30,6 +30,7 @@ PAGE = ROOT / "docs/concepts/reliability.md"
 PARTS = {
     "stores": ["tests/store/test_corruption.py"],
     "runs": ["tests/training/test_run_files.py"],
+    "edits": ["tests/test_hand_edits.py"],
     "links": ["tests/store/test_links.py"],
     "sizes": ["tests/store/test_bombs.py"],
     "exchange": ["tests/exchange/test_hostile_shares.py"],

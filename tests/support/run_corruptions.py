@@ -30,6 +30,7 @@ from permafrost.core.errors import UserError
 from permafrost.runs.mirrors import RUNS
 from permafrost.training import loop
 from permafrost_report.options import ReportConfig, ReportOptions
+from tests.support.composition import config_of
 from tests.support.kills import killed_at
 from tests.support.runs import PAD_CROP, distill_config, evaluate_config
 from tests.support.stores import Frozen, precompute_config
@@ -76,17 +77,34 @@ CASES = (
     *(Case("evaluate", "one", f"evaluate/{name}") for name in ("config.yaml", "metrics.json")),
     *(Case("teach", "taught-half", f"teach/{name}") for name in _RESUMED),
     *(Case("teach", "taught", f"teach/{name}") for name in (*_NETWORK, "metrics.json")),
-    *(Case("precompute", "taught", f"teach/{name}") for name in _NETWORK[:2]),
+    *(Case("precompute", run, f"teach/{n}") for run in ("taught", "folds") for n in _NETWORK[:2]),
+    *(Case("teach", "folds", f"teach/{name}") for name in (*_NETWORK, "fold-0/metrics.json")),
+    *(Case("teach", "folds-half", f"teach/fold-0/{name}") for name in (*_NETWORK, "metrics.json")),
+    *(Case("teach", "folds-half", f"teach/fold-1/{name}") for name in _RESUMED),
     *(
         Case("report", "one", f"distill/{name}")
         for name in ("model.json", "config.yaml", "cost.json", "metrics.jsonl")
     ),
     *(Case("report", "one", f"evaluate/{n}") for n in ("metrics.json", "pictures.safetensors")),
     Case("report", "grid", "sweep.json"),
-    Case("report", "grid", "students/kd-*/distill/model.safetensors"),
+    *(
+        Case("report", "grid", f"students/kd-*/distill/{name}")
+        for name in (*_NETWORK, "cost.json", "metrics.jsonl")
+    ),
+    *(
+        Case("sweep", "grid", f"students/kd-*/distill/{name}")
+        for name in ("model.json", "config.yaml")
+    ),
+    *(
+        Case("report", "grid", f"students/kd-*/evaluate/{n}")
+        for n in ("metrics.json", "pictures.safetensors")
+    ),
     Case("report", "grid", "students/kd-*/evaluate/records.parquet"),
     Case("report", "grid", "students/kd-*/evaluate/config.yaml"),
-    Case("sweep", "grid", "students/kd-*/evaluate/metrics.json"),
+    *(
+        Case("sweep", "grid", f"students/kd-*/evaluate/{n}")
+        for n in ("metrics.json", "config.yaml")
+    ),
 )
 
 
@@ -102,15 +120,21 @@ class Runs:
             "half": distill_config(frozen, run="half", **chosen),
             "chosen": distill_config(frozen, run="chosen", **chosen),
         }
-        self.teach = {run: self._teach_config(run) for run in ("taught", "taught-half")}
+        self.teach = {
+            run: self._teach_config(run, folds=2 * run.startswith("folds"))
+            for run in ("taught", "taught-half", "folds", "folds-half")
+        }
         self.sweep = sweep_arguments(frozen, TWO_VARIANTS, "evaluate.num_pictures=2")
 
-    def _teach_config(self, run: str) -> TeachConfig:
+    def _teach_config(self, run: str, folds: int) -> TeachConfig:
         return TeachConfig(
             store=StoreOptions(path=str(self.frozen.store.path)),
             teacher=replace(self.frozen.config.teacher, weights=None),
-            teaching=LabelTeachingConfig(split="teacher", augment=PAD_CROP, trainer=_TRAINER),
+            teaching=LabelTeachingConfig(
+                split="teacher", augment=PAD_CROP, trainer=_TRAINER, folds=folds
+            ),
             evaluate=EvaluateOptions(splits=("test",)),
+            executor="serial",
             run=run,
         )
 
@@ -120,10 +144,13 @@ class Runs:
             distill.run(self.distill[run])
         (RUNS / "chosen/distill/model.json").unlink()  # as after a kill before it was written
         teach.run(self.teach["taught"])
+        teach.run(self.teach["folds"])
         with killed_at(loop, "train_step", 7):  # in the second of three epochs
             distill.run(self.distill["half"])
         with killed_at(loop, "train_step", 2):  # after the first of three epochs, each of one step
             teach.run(self.teach["taught-half"])
+        with killed_at(loop, "train_step", 5):  # in the second fold, after the first of its epochs
+            teach.run(self.teach["folds-half"])
         self.verb("evaluate", "one")
         self.verb("sweep", "grid")
 
@@ -140,6 +167,8 @@ class Runs:
         if verb == "precompute":
             weights = str(RUNS / run / "teach/model.safetensors")
             teacher = replace(self.frozen.config.teacher, weights=weights)
+            if run == "folds":
+                teacher = config_of(verb, "teacher=folds", f"teacher.weights={weights}").teacher
             return precompute.run(precompute_config(Path("store"), teacher))
         options = ReportOptions(contact_records=0, cases=1, baseline="kd", candidate="e2kd")
         return report.run(
