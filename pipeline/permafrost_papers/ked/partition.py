@@ -42,11 +42,17 @@ class Partition:
 
     def __post_init__(self) -> None:
         for number, assignment in enumerate(self.assignments, start=1):
-            if not torch.equal(torch.unique(assignment), torch.arange(number)):
-                raise ValueError(f"each of {number} superfeatures needs at least one feature")
+            require(
+                torch.equal(torch.unique(assignment), torch.arange(number)),
+                f"each of {number} superfeatures needs at least one feature",
+                ValueError,
+            )
         for finer, coarser in zip(self.assignments[1:], self.assignments[:-1], strict=True):
-            if torch.unique(torch.stack([finer, coarser]), dim=1).shape[1] != int(finer.max()) + 1:
-                raise ValueError("a coarser partition must unite groups of the finer one")
+            require(
+                torch.unique(torch.stack([finer, coarser]), dim=1).shape[1] == int(finer.max()) + 1,
+                "a coarser partition must unite groups of the finer one",
+                ValueError,
+            )
 
     @property
     def most(self) -> int:
@@ -145,10 +151,13 @@ def build_partition(config: AdditiveModelConfig, num_features: int | None = None
             contiguous_partition(config.superfeatures, number, grid), of_channels=of_channels
         )
     else:
-        assert config.partition is not None
-        partition = Partition(
-            assignments=_read_assignments(Path(config.partition), config), grid=grid
-        )
+        assignments = _read_assignments(Path(str(config.partition)), config)
+        try:
+            partition = Partition(assignments=assignments, grid=grid)
+        except ValueError as error:
+            raise ConfigError(
+                f"partition={config.partition} is damaged: {error}; copy it again, or find one with permafrost teach"
+            ) from error
     is_random = config.partition_control == "random"
     return random_partition(partition, config.partition_seed) if is_random else partition
 

@@ -194,6 +194,11 @@ def test_a_partition_that_is_missing_or_does_not_fit_is_refused(tmp_path):
     save_file({"other": torch.zeros(1)}, tmp_path / "p" / PARTITION_NAME)
     with pytest.raises(ConfigError, match=r"no i64 tensor `assignments`"):
         build_model(replace(CONV, partition=folder), NUM_CLASSES)
+    save_partition(tmp_path / "p", scattered(CONV).clamp(max=1))
+    with pytest.raises(
+        ConfigError, match=r"partition=.* is damaged: each of 3 superfeatures needs"
+    ):
+        build_model(replace(CONV, partition=folder), NUM_CLASSES)
 
 
 def test_inputs_of_another_shape_are_refused():
