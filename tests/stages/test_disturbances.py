@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,20 @@ from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 PLAIN = [name for name in VERBS if name not in (*ON_RAY, "bucket")]
-EFFECTS = ("full", "quota", "disk", "dead", "readonly", "short", "stale", "lost", "nolock", "open")
+EFFECTS = {
+    "full": "no room on the disk from a call on",
+    "quota": "quota exceeded from a call on",
+    "disk": "input/output error of one call",
+    "dead": "input/output error from a call on",
+    "readonly": "disk made read-only",
+    "short": "a third of the bytes at once",
+    "stale": "stale handle of one file, as of NFS",
+    "lost": "answer lost to one rename or removal, as of NFS",
+    "nolock": "no locks",
+    "open": "too many open files from a call on",
+    "clock": "clock set back by an hour",
+}
+"""Effects of file_faults.c, and their names in the table."""
 WRITING = [name for name in PLAIN if name != "verify"]
 
 
@@ -88,5 +100,14 @@ def test_a_fault_of_the_system_is_one_line_and_a_repeat_has_the_same_bytes(
     tmp_path, report, preloaded, effect
 ):
     random = np.random.default_rng(126)
-    trials = [(name, Fault(effect, float(random.uniform()))) for _ in range(10) for name in WRITING]
-    report(World(Path(tmp_path), WRITING), trials, lambda _, each: each.effect)
+    trials = [(name, Fault(effect, float(random.uniform()))) for _ in range(3) for name in WRITING]
+    report(World(tmp_path, WRITING), trials, lambda _, each: EFFECTS[each.effect])
+
+
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+def test_a_place_for_temporary_files_or_shared_memory_without_room_is_one_line(
+    tmp_path, report, preloaded
+):
+    places = {str(tmp_path / "trial-tmp"): "TMPDIR", "/dev/shm": "/dev/shm"}
+    trials = [(name, Fault("full", 0, root)) for root in places for name in WRITING]
+    report(World(tmp_path, WRITING), trials, lambda _, each: f"no room in {places[each.root]}")

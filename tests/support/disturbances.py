@@ -226,7 +226,7 @@ class World:
     def trial(self, name: str, disturbance: Signal | Fault) -> Outcome:
         """Disturb a verb, and repeat it."""
         first = 0
-        if isinstance(disturbance, Fault):
+        if isinstance(disturbance, Fault) and disturbance.moment:
             first = int(disturbance.moment * self.count_calls(name, disturbance))
         return self._disturbed(name, disturbance, first)[0]
 
