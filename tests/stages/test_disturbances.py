@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections import Counter, defaultdict
+from multiprocessing import forkserver
 
 import numpy as np
 import pytest
@@ -62,14 +63,16 @@ def test_signals_end_every_verb_and_lose_nothing(tmp_path, report):
     assert {"ended with 143", "ended with 130"} <= set().union(*outcomes.values())
 
 
-def test_killed_verbs_are_repeated_with_the_same_bytes(tmp_path, report, monkeypatch):
+def test_killed_verbs_are_repeated_with_the_same_bytes(tmp_path, report):
     names = [*PLAIN, "bucket"]
     with moto_server() as server:
-        for name, value in (KEYS | {"AWS_ENDPOINT_URL": server, "AWS_ALLOW_HTTP": "true"}).items():
-            monkeypatch.setenv(name, value)
-        bucket = S3Store("bucket", endpoint=server, client_options={"allow_http": True})
+        variables = KEYS | {"AWS_ENDPOINT_URL": server, "AWS_ALLOW_HTTP": "true"}
+        keys = {name.removeprefix("AWS_").lower(): value for name, value in KEYS.items()}
+        bucket = S3Store("bucket", endpoint=server, client_options={"allow_http": True}, **keys)
         trials = signals(names, 6 * len(names), 126, [signal.SIGKILL])
-        report(World(tmp_path, names, bucket), trials, lambda name, _: f"SIGKILL of {name}")
+        report(
+            World(tmp_path, names, bucket, variables), trials, lambda name, _: f"SIGKILL of {name}"
+        )
 
 
 @pytest.mark.ray
@@ -92,6 +95,9 @@ def preloaded(tmp_path, monkeypatch):
     source = ROOT / "tests/support/file_faults.c"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
     monkeypatch.setenv("LD_PRELOAD", str(library))
+    forkserver._forkserver._stop()  # the next one is started with the library
+    yield
+    forkserver._forkserver._stop()
 
 
 @pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)

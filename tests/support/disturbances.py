@@ -138,8 +138,8 @@ class World:
     Args:
         folder: Place of the folders.
         names: Verbs that are to be disturbed.
-        library: Compiled file_faults.c, for faults; it must be preloaded in this process's children.
         bucket: Client of the bucket, for the verb that needs one.
+        variables: Variables of the environment of all verbs.
     """
 
     def __init__(
@@ -147,8 +147,9 @@ class World:
         folder: Path,
         names: Sequence[str],
         bucket: Any = None,
+        variables: dict[str, str] | None = None,
     ) -> None:
-        self.folder, self.bucket = folder, bucket
+        self.folder, self.bucket, self.variables = folder, bucket, variables or {}
         self.before: dict[str, Path] = {}
         self.contents: dict[str, dict[str, bytes]] = {}
         self.seconds: dict[str, float] = {}
@@ -178,7 +179,8 @@ class World:
         outputs = place.parent / f"{place.name}-out"
         for folder in (temporary, outputs):
             folder.mkdir(exist_ok=True)
-        variables = {"TMPDIR": str(temporary), "PERMAFROST_CACHE": f"{temporary}/cache"} | variables
+        places = {"TMPDIR": str(temporary), "PERMAFROST_CACHE": f"{temporary}/cache"}
+        variables = places | self.variables | variables
         if name in ON_RAY:
             # A new interpreter: Ray starts processes of its own, which inherit the environment of its start.
             program = [sys.executable, "-m", "permafrost", *words]
@@ -220,6 +222,7 @@ class World:
         if key not in self.calls:
             outcome, made = self._disturbed(name, Fault(fault.effect, 2.0, fault.root), sys.maxsize)
             assert not any(outcome.codes), outcome
+            assert made or fault.effect == "nolock", f"{name} makes no call that {fault} concerns"
             self.calls[key] = made
         return self.calls[key]
 
