@@ -34,7 +34,7 @@ PARTS = {
     "links": ["tests/store/test_links.py"],
     "sizes": ["tests/store/test_bombs.py"],
     "exchange": ["tests/exchange/test_hostile_shares.py"],
-    "signals": ["tests/stages/test_disturbances.py"],
+    "disturbances": ["tests/stages/test_disturbances.py"],
     "buckets": ["tests/store/test_bucket_faults.py"],
     "kills": [
         *("tests/cluster/test_actor_kills.py", "tests/cluster/test_kill.py"),
