@@ -38,7 +38,7 @@ PARTS = {
     "buckets": ["tests/store/test_bucket_faults.py"],
     "kills": [
         *("tests/cluster/test_actor_kills.py", "tests/cluster/test_kill.py"),
-        "tests/cluster/test_jobs.py",
+        *("tests/cluster/test_jobs.py", "tests/cluster/test_array.py"),
     ],
     "fuzzing": ["tests/test_fuzz.py", "tests/store/test_stateful.py"],
 }

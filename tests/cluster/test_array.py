@@ -6,8 +6,10 @@ import re
 import sys
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
+from obstore.store import from_url
 
 import permafrost
 from permafrost.cli import describe_plan
@@ -16,9 +18,12 @@ from permafrost.core.errors import ConfigError
 from permafrost.storage import lock
 from permafrost.storage.lock import LockedError, folder_lock
 from permafrost.storage.rooted_paths import rooted
+from permafrost.store.commit import ORIGIN_NAME
+from permafrost.store.facts import FACTS_NAME
 from permafrost.store.verification import verify_store
-from tests.cluster.kill_array import Array, files_of
+from tests.cluster.kill_array import Array, disturb, files_of
 from tests.cluster.test_slurm import WORDS
+from tests.support.buckets import KEYS, contents, moto_server
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
 from tests.support.processes import environment, run_program
@@ -94,6 +99,37 @@ def test_two_teachers_fill_one_store_at_once(expected, tmp_path):
     assert array.wait() == [0] * 4
     assert len(list((tmp_path / "store/teachers").glob("*/manifest.json"))) == 2
     assert files_of(tmp_path / "store").items() >= files_of(expected).items()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_tasks_that_are_killed_at_random_moments_write_the_bytes_of_one_process(
+    tmp_path, monkeypatch, place, count_trials
+):
+    """In the folder two teachers run at once, and one task may at first write no file as large as a shard."""
+    words = [*WORDS, "data.train_digits=200"]
+    lists = [words] if place == "bucket" else [words, [*words, "teacher.width=8"]]
+    for each in lists:
+        permafrost.precompute(*each, f"store.path={tmp_path / 'expected'}", "executor=serial")
+    with moto_server() as server:
+        variables = {"AWS_ENDPOINT_URL": server, "AWS_ALLOW_HTTP": "true"} | KEYS
+        variables |= {"PERMAFROST_CACHE": str(tmp_path / "cache")}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        store = "s3://bucket/store" if place == "bucket" else tmp_path / "store"
+        lists = [[*each, f"store.path={store}"] for each in lists]
+        array = Array(tmp_path, lists, 4, variables=variables)
+        dead = disturb(array, 15, Random(0), 1.0, 20_000 if place == "folder" else None)
+        while any(array.wait()):  # as the next start of those that have failed
+            for number in range(array.tasks):
+                array.start(number)
+        assert list(verify_store(rooted(str(store)))) == []
+        bucket = from_url("s3://bucket", client_options={"allow_http": True})
+        made = contents(bucket, "store") if place == "bucket" else files_of(store)
+    beside = (ORIGIN_NAME, FACTS_NAME)  # no parts of the store
+    made = {name: data for name, data in made.items() if Path(name).name not in beside}
+    assert made == files_of(tmp_path / "expected")
+    count_trials(f"tasks of a job array, {place}", {"the same bytes": dead})
 
 
 def test_a_writer_that_wants_the_folder_for_itself_is_refused_beside_tasks(tmp_path):
