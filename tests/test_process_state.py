@@ -7,13 +7,10 @@ import torch
 
 import permafrost
 from tests.support.process_state import unchanged_process
+from tests.support.words import TINY_DATA
 
 pytestmark = pytest.mark.usefixtures("two_threads")
-DATA = [
-    *("data=demo", "data.image_size=32", "data.min_digit_size=8", "data.max_digit_size=12"),
-    *("data.train_digits=24", "data.test_digits=12", "data.teacher_digits=24"),
-    *("data.teacher_placements=1", "data.test_placements=1", "data.train_placements=1"),
-]
+DATA = [*TINY_DATA, "data.image_size=32"]
 STUDENT = ["student=cifar", "student.name=resnet8", "student.width=4"]
 LICENSES = "licenses={images: CC0-1.0, weights: MIT, targets: CC0-1.0}"
 TRAINING = ["trainer.epochs=1", "trainer.batch_size=8", "augment=pad_crop_flip"]

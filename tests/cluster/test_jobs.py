@@ -22,14 +22,10 @@ from tests.support.processes import descendants, run_program, title, wait_until
 from tests.support.ray_nodes import RAY, node_environment, ray_nodes
 from tests.support.trees import tree_bytes
 from tests.support.verbs import precompute
+from tests.support.words import TINY_DATA, TINY_TEACHER
 
 PRECOMPUTE = [
-    "data=demo",
-    *("data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
-    *("data.test_digits=10", "data.train_digits=40", "data.teacher_digits=12"),
-    *("data.teacher_placements=1", "data.test_placements=1", "store.shard_size=16"),
-    *("teacher=cifar", "teacher.name=resnet8", "teacher.width=4", "teacher.weights=random"),
-    "annotate.batch_size=8",
+    *(*TINY_DATA, *TINY_TEACHER, "store.shard_size=16", "annotate.batch_size=8"),
     "annotate.outputs=[logits, maps]",  # with a space, which requires quoting
 ]
 SWEEP = [

@@ -14,6 +14,7 @@ from tests.support.paths import ROOT
 from tests.support.processes import alive, run_program, wait_until
 from tests.support.ray_nodes import node_environment
 from tests.support.trees import tree_bytes
+from tests.support.words import TINY_DATA, TINY_TEACHER
 
 (BATCH_FILE,) = (block.code for block in blocks_of(ROOT / "docs/howto/cluster.md", "sh"))
 SRUN = """#!/bin/bash
@@ -40,13 +41,7 @@ def job_of_a_free_port():
     raise AssertionError("no free port")
 
 
-WORDS = [
-    *("data=demo", "data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
-    *("data.test_digits=10", "data.train_digits=40", "data.teacher_digits=12"),
-    *("data.teacher_placements=1", "data.test_placements=1", "store.shard_size=16"),
-    *("teacher=cifar", "teacher.name=resnet8", "teacher.width=4", "teacher.weights=random"),
-    "annotate.batch_size=8",
-]
+WORDS = [*TINY_DATA, *TINY_TEACHER, "store.shard_size=16", "annotate.batch_size=8"]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import permafrost
 from permafrost.config.models import CifarModelConfig, ModuleConfig
 from permafrost.models.network import Network
 from permafrost.models.read_files import digests_of_reads, recorded_reads
+from tests.support.words import TINY_DATA
 
 NETWORK = """
 import json
@@ -25,11 +26,7 @@ def build(classes):
     layer = nn.Conv2d(3, settings["width"], 3, settings["stride"], 1)
     return nn.Sequential(layer, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(settings["width"], classes))
 """
-DATA = [
-    *("data=demo", "data.image_size=32", "data.min_digit_size=8", "data.max_digit_size=12"),
-    *("data.train_digits=24", "data.test_digits=12", "data.teacher_digits=12"),
-    *("data.teacher_placements=1", "data.test_placements=1", "data.train_placements=1"),
-]
+DATA = [*TINY_DATA, "data.image_size=32"]
 
 
 MODULES = (f"network_with_settings_{number}" for number in count())

@@ -9,6 +9,7 @@ from tests.support.environments import make_environment
 from tests.support.paths import ROOT
 from tests.support.processes import environment, run_program
 from tests.support.slow import slow_except
+from tests.support.words import TINY_DATA, TINY_TEACHER
 
 MEMBERS = {
     "e2kd": ("method=review_kd", "teaching=guided"),
@@ -25,14 +26,9 @@ MEMBERS = {
     "interpretability": ("method=ft", "method=crd", "data=cells", "views=rotations"),
 }
 ALL = "all"
-DATA = ("image_size=16", "min_digit_size=8", "max_digit_size=12", "test_digits=10")
-DATA += ("train_digits=40", "teacher_digits=12", "teacher_placements=1", "test_placements=1")
 STORE = ("store.path=store", "run=without")
-PRECOMPUTE = (
-    *("precompute", "data=demo", *(f"data.{option}" for option in DATA), "store.shard_size=16"),
-    *("teacher=cifar", "teacher.name=resnet8", "teacher.width=4", "teacher.weights=random"),
-    "executor=serial",
-)
+SERIAL = ("store.shard_size=16", "executor=serial")
+PRECOMPUTE = ("precompute", *TINY_DATA, *TINY_TEACHER, *SERIAL)
 DISTILL = ("distill", "method=e2kd", "student.name=resnet8", "student.width=4")
 DISTILL += ("trainer.epochs=1", "trainer.batch_size=8")
 EVALUATE = ("evaluate", "evaluate.splits=[test]")

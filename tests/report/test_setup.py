@@ -29,6 +29,7 @@ from tests.support.runs import PAD_CROP, distill_config, evaluate_config
 from tests.support.stores import Frozen
 from tests.support.sweeps import read_sweep, sweep_arguments
 from tests.support.verbs import distill, evaluate, report
+from tests.support.words import TINY_DATA, TINY_NETWORK
 
 
 def report_of(frozen, run, **options):
@@ -106,12 +107,6 @@ def run_command(verb, *words):
     return shlex.join(["permafrost", verb, *words])
 
 
-TINY_DATA_WORDS = (
-    *("data=demo", "data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
-    *("data.test_digits=10", "data.train_digits=40", "data.teacher_digits=12"),
-    *("data.teacher_placements=1", "data.test_placements=1"),
-)
-NETWORK_WORDS = ("teacher=cifar", "teacher.name=resnet8", "teacher.width=4")
 WEIGHTS = "teacher.weights=runs/taught/teach/model.safetensors"
 
 
@@ -137,13 +132,13 @@ def learned(folder_of_learned):
 def learn(frozen):
     """Pack a store, train a teacher, make its pass, train a student and evaluate it, and return the commands."""
     store = ("store.path=stores/own", "executor=serial")
-    packing = run_command("precompute", *store, *TINY_DATA_WORDS, "teacher=none", "run=packed")
+    packing = run_command("precompute", *store, *TINY_DATA, "teacher=none", "run=packed")
     teaching = run_command(
-        "teach", store[0], "run=taught", *NETWORK_WORDS, "teaching.split=teacher",
+        "teach", store[0], "run=taught", *TINY_NETWORK, "teaching.split=teacher",
         "teaching.trainer.epochs=1", "teaching.trainer.batch_size=4", "evaluate.splits=[test]",
     )  # fmt: skip
     making = run_command(
-        "precompute", *store, *NETWORK_WORDS, WEIGHTS, "annotate.name=first", "run=photos"
+        "precompute", *store, *TINY_NETWORK, WEIGHTS, "annotate.name=first", "run=photos"
     )
     config = distill_config(Frozen(Store(Path("stores/own")), frozen.config), run="photos")
     distill.run(config, on_epoch=lambda epoch, line: None)
@@ -225,7 +220,7 @@ def test_a_sweep_and_its_students_have_its_command_with_its_experiment_and_its_q
 def test_a_page_names_the_pass_that_the_student_learned_from_not_a_later_one(learned):
     store, first, made = learned
     run_command(
-        "precompute", "store.path=stores/own", "executor=serial", *NETWORK_WORDS, WEIGHTS,
+        "precompute", "store.path=stores/own", "executor=serial", *TINY_NETWORK, WEIGHTS,
         "annotate.outputs=[logits]", "annotate.name=later", "run=photos",
     )  # fmt: skip
     (later,) = {folder.name for folder in store.pass_folders()} - {first.name}

@@ -27,16 +27,10 @@ from permafrost.training.distill import plan_student
 from permafrost.verbs.sweep import plan_sweep
 from tests.support.growing import TEACHER, Pictures, growing_options
 from tests.support.verbs import precompute
+from tests.support.words import TINY_DATA, TINY_NETWORK
 
-DATA = (
-    *("data=demo", "data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
-    *("data.test_digits=10", "data.train_digits=40", "data.teacher_digits=12"),
-    *("data.teacher_placements=1", "data.test_placements=1", "store.shard_size=16"),
-)
-CIFAR = (
-    *("teacher=cifar", "teacher.name=resnet8", "teacher.width=4"),
-    "teacher.weights=a.safetensors",
-)
+DATA = (*TINY_DATA, "store.shard_size=16")
+CIFAR = (*TINY_NETWORK, "teacher.weights=a.safetensors")
 OWN = (
     *("teacher=module", "teacher.factory=nets_that_change.py:MyNet", "teacher.weights=random"),
     *("annotate.outputs=[logits]", "teacher.mean=[0,0,0]", "teacher.std=[1,1,1]"),

@@ -12,27 +12,22 @@ from permafrost.storage import buckets
 from tests.support.buckets import KEYS, contents, files_below, memory_buckets, moto_server
 from tests.support.process_state import unchanged_process
 from tests.support.slow import slow
+from tests.support.words import TINY_DATA, TINY_NETWORK, TINY_TEACHER
 
 STUDENT = [
     *("student=cifar", "student.name=resnet8", "student.width=4", "method=kd"),
     *("trainer.epochs=1", "trainer.batch_size=16", "trainer.num_threads=1"),
 ]
-TEACHER = ["teacher=cifar", "teacher.name=resnet8", "teacher.width=4", "teacher.weights=random"]
-DATA = [
-    *("data=demo", "data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
-    *("data.test_digits=10", "data.train_digits=40", "data.teacher_digits=12"),
-    *("data.teacher_placements=1", "data.test_placements=1"),
-]
 EVALUATED = ["evaluate.splits=[test]", "evaluate.num_pictures=0"]
 PLACES = ["store.path={top}stores/a", "run={top}one"]
 COMMANDS = {
-    "preview": [*DATA, "executor={executor}"],
+    "preview": [*TINY_DATA, "executor={executor}"],
     "precompute": [
-        *(*PLACES, *DATA, *TEACHER, "annotate.outputs=[logits,maps]"),
+        *(*PLACES, *TINY_DATA, *TINY_TEACHER, "annotate.outputs=[logits,maps]"),
         *("store.shard_size=16", "executor={executor}"),
     ],
     "verify": PLACES[:1],
-    "teach": [*PLACES, *TEACHER[:3], "teaching.trainer.epochs=1", "teaching.trainer.batch_size=8"],
+    "teach": [*PLACES, *TINY_NETWORK, "teaching.trainer.epochs=1", "teaching.trainer.batch_size=8"],
     "distill": [*PLACES, *STUDENT],
     "evaluate": [*PLACES, *EVALUATED],
     "export": [*PLACES, "export.formats=[onnx]"],
@@ -110,7 +105,14 @@ def test_every_verb_ends_and_can_be_repeated(top, executor, kind, two_threads):
 def test_a_sweep_of_a_job_and_one_below_another_folder_keep_their_names(tmp_path, monkeypatch):
     """The driver of a job runs in a temporary copy, so every path of its students must be absolute."""
     store, run = f"store.path={tmp_path}/store", f"run={tmp_path}/runs of mine/sw"
-    run_verb("precompute", store, *DATA, *TEACHER, "annotate.outputs=[logits]", "executor=serial")
+    run_verb(
+        "precompute",
+        store,
+        *TINY_DATA,
+        *TINY_TEACHER,
+        "annotate.outputs=[logits]",
+        "executor=serial",
+    )
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     words = [store, run, *STUDENT, *EVALUATED, "seeds=[0]", "executor=serial"]
 

@@ -10,14 +10,11 @@ import pytest
 
 from permafrost.cli import run_typed_command
 from tests.support.paths import ROOT
+from tests.support.words import TINY_DATA
 
 PACKAGE = str(ROOT / "pipeline" / "permafrost")
 SMALL = {
-    "data": [
-        *("data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
-        *("data.test_digits=10", "data.train_digits=40", "data.teacher_digits=12"),
-        *("data.teacher_placements=1", "data.test_placements=1", "store.shard_size=16"),
-    ],
+    "data": [*TINY_DATA, "store.shard_size=16"],
     "precompute": ["executor=serial", "annotate.batch_size=8"],
     "teach": ["teaching.trainer.epochs=1", "teaching.trainer.batch_size=8"],
     "sweep": [

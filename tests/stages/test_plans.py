@@ -7,13 +7,9 @@ import pytest
 from permafrost.cli import describe_plan, run_typed_command
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.store.entries import ManifestError, StoreMismatchError
+from tests.support.words import TINY_DATA, TINY_TEACHER
 
-DATA = (
-    *("data=demo", "data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
-    *("data.test_digits=10", "data.train_digits=40", "data.teacher_digits=12"),
-    *("data.teacher_placements=1", "data.test_placements=1", "store.shard_size=16"),
-)
-TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.width=4", "teacher.weights=random")
+DATA = (*TINY_DATA, "store.shard_size=16")
 STUDENT = ("student=cifar", "student.name=resnet8", "student.width=4", "trainer.epochs=1")
 
 
@@ -39,21 +35,21 @@ def here(tmp_path, monkeypatch):
 
 
 def test_a_plan_of_precompute_names_the_shards_and_the_passes_that_are_then_made(here):
-    unpacked = plan("precompute", *DATA, *TEACHER)
+    unpacked = plan("precompute", *DATA, *TINY_TEACHER)
     assert unpacked["packs"] == "6 shards"
     assert "72 records" in unpacked["records"]
     run("precompute", *DATA, "teacher=none", "executor=serial")
 
-    (name,) = [each for each in plan("precompute", *TEACHER) if each.startswith("pass ")]
-    assert plan("precompute", *TEACHER)[name] == "6 of 6 shards are missing"
-    result = run("precompute", *TEACHER, "executor=serial")
+    (name,) = [each for each in plan("precompute", *TINY_TEACHER) if each.startswith("pass ")]
+    assert plan("precompute", *TINY_TEACHER)[name] == "6 of 6 shards are missing"
+    result = run("precompute", *TINY_TEACHER, "executor=serial")
 
     assert name == f"pass {result.passes[0]}"
-    assert plan("precompute", *TEACHER)[name] == "0 of 6 shards are missing"
+    assert plan("precompute", *TINY_TEACHER)[name] == "0 of 6 shards are missing"
 
 
 def test_plans_of_a_student_and_its_evaluation_are_what_is_done(here):
-    run("precompute", *DATA, *TEACHER, "executor=serial")
+    run("precompute", *DATA, *TINY_TEACHER, "executor=serial")
     words = ("run=one", "method=kd", "trainer.batch_size=8", *STUDENT)
     described = plan("distill", *words)
     assert described["folder"] == "runs/one/distill"
@@ -71,7 +67,7 @@ def test_plans_of_a_student_and_its_evaluation_are_what_is_done(here):
 
 def test_a_plan_refuses_what_the_command_would_refuse(here):
     with pytest.raises(ConfigError, match="holds no finished store"):
-        plan("precompute", *TEACHER)
+        plan("precompute", *TINY_TEACHER)
     run("precompute", *DATA, "teacher=none", "executor=serial")
     with pytest.raises(StoreMismatchError, match="has no teacher pass"):
         plan("distill", "method=kd", "run=one", *STUDENT)
@@ -80,7 +76,7 @@ def test_a_plan_refuses_what_the_command_would_refuse(here):
 
 
 def test_a_plan_of_a_student_refuses_what_its_store_cannot_give(here):
-    run("precompute", *DATA, *TEACHER, "executor=serial", "annotate.logits=topk")
+    run("precompute", *DATA, *TINY_TEACHER, "executor=serial", "annotate.logits=topk")
     words = ("run=one", "trainer.batch_size=8", *STUDENT)
     refused = {
         "needs the logits of all classes": ["method=dkd"],
@@ -98,7 +94,7 @@ def test_a_plan_of_a_student_refuses_what_its_store_cannot_give(here):
 
 
 def test_a_plan_of_a_sweep_counts_its_students_and_those_that_are_not_finished(here):
-    run("precompute", *DATA, *TEACHER, "executor=serial")
+    run("precompute", *DATA, *TINY_TEACHER, "executor=serial")
     words = (
         *("run=two", "executor=serial", "seeds=[0]", "trainer.batch_size=8", *STUDENT),
         "variants={labels: [method=labels], kd: [method=kd]}",

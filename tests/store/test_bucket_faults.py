@@ -20,20 +20,10 @@ from tests.support.buckets import (
     put_raw,
     retry_quickly,
 )
+from tests.support.words import TINY_DATA, TINY_TEACHER
 
 DATA = [
-    "data=demo",
-    "data.train_digits=40",
-    "data.test_digits=4",
-    "data.test_placements=1",
-    "data.teacher_digits=4",
-    "data.teacher_placements=1",
-    "store.shard_size=32",
-    "executor=serial",
-    "teacher=cifar",
-    "teacher.name=resnet8",
-    "teacher.width=4",
-    "teacher.weights=random",
+    *(*TINY_DATA, *TINY_TEACHER, "store.shard_size=32", "executor=serial"),
 ]
 STUDENT = [
     "student=cifar",
