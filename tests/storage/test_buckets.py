@@ -25,8 +25,10 @@ from permafrost.storage.lock import CLAIMS, LockedError, claim_of, folder_lock
 from permafrost.storage.object_cache import CacheError, ObjectCache
 from permafrost.storage.rooted_paths import RootedPath, rooted
 from tests.support.buckets import (
+    KEYS,
     FaultPlan,
     Network,
+    count_downloads,
     free_port,
     memory_buckets,
     moto_server,
@@ -235,19 +237,6 @@ def test_an_endpoint_that_ignores_conditions_is_refused_at_the_first_write(store
 
 
 # ---- cache ---------------------------------------------------------------------------------------
-
-
-def count_downloads(monkeypatch, pause=0.0):
-    addresses = []
-
-    class Counted(buckets.Download):
-        def __init__(self, address):
-            addresses.append(address)
-            time.sleep(pause)
-            super().__init__(address)
-
-    monkeypatch.setattr(object_cache, "Download", Counted)
-    return addresses
 
 
 def test_threads_that_want_the_same_object_download_it_once(store, cache, monkeypatch):
@@ -548,13 +537,8 @@ def client_of(monkeypatch, tmp_path):
     """Function that connects this process to an endpoint."""
 
     def connect(address):
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "tests",
-            "AWS_SECRET_ACCESS_KEY": "tests",
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": address,
-            "PERMAFROST_CACHE": str(tmp_path / "cache"),
-        }.items():
+        place = {"AWS_ENDPOINT_URL": address, "PERMAFROST_CACHE": str(tmp_path / "cache")}
+        for name, value in (KEYS | place).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(buckets, "_clients", {})
         monkeypatch.setattr(buckets, "_unreached", {})
@@ -730,9 +714,8 @@ def large(server, client_of):
     buckets.put_object("s3://bucket/kills/large", io.BytesIO(data), len(data), sha256(data))
     network = Network(bytes_per_second=4e6)
     with proxy(server, network=network) as address:
-        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "PERMAFROST_CACHE")
-        environment = {name: os.environ[name] for name in names} | {"AWS_ENDPOINT_URL": address}
-        yield data, environment, network
+        cache = os.environ["PERMAFROST_CACHE"]
+        yield data, KEYS | {"PERMAFROST_CACHE": cache, "AWS_ENDPOINT_URL": address}, network
 
 
 def start(target, *words):

@@ -21,7 +21,8 @@ from permafrost.store import deaths
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost_sources.options import WebDatasetDataConfig
-from tests.support.buckets import contents, files_below, memory_buckets
+from tests.support.buckets import contents, count_downloads, files_below, memory_buckets, stop_after
+from tests.support.kills import Killed
 from tests.support.slow import slow
 from tests.support.stores import precompute_config
 from tests.support.verbs import precompute
@@ -173,14 +174,7 @@ def test_an_epoch_fetches_its_shards_ahead_and_a_second_one_sends_no_request_for
     first = [batch.keys for batch in loader.epoch(0)]
     shards = {shard.path for shard in store.shards if shard.split == "train"}
     assert {str(file.path).removeprefix(f"{ADDRESS}/") for file in asked} >= shards
-    downloads = []
-
-    class Counted(buckets.Download):
-        def __init__(self, address):
-            downloads.append(address)
-            super().__init__(address)
-
-    monkeypatch.setattr("permafrost.storage.object_cache.Download", Counted)
+    downloads = count_downloads(monkeypatch)
     fresh = StoreDataset(store, rows_of_split(store, "train"), store.open_passes(), keep_bytes=0)
     loader = TrainLoader(fresh, views, batch_size=8, seed=0)
     assert [batch.keys for batch in loader.epoch(0)] == first
@@ -242,26 +236,6 @@ def test_a_store_that_is_replaced_under_its_address_is_read_anew(
 
 
 # ---- interrupted writers -------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """Simulated end of the process."""
-
-
-def stop_after(monkeypatch, requests: int):
-    """Let the process end at a request that writes."""
-    left = [requests]
-    for name in ("put_object", "create_object", "remove_object"):
-        original = getattr(buckets, name)
-
-        def request(*words, original=original):
-            if left[0] == 0:
-                raise Killed
-            left[0] -= 1
-            return original(*words)
-
-        monkeypatch.setattr(buckets, name, request)
-    return left
 
 
 @pytest.mark.parametrize("every", [slow(1), 29])

@@ -10,8 +10,6 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
-from itertools import count
 
 import numpy as np
 import obstore
@@ -42,7 +40,7 @@ from permafrost.store.projections import write_projection
 from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.verbs.precompute import plan_precompute
-from tests.support.buckets import contents, files_below, memory_buckets
+from tests.support.buckets import contents, files_below, memory_buckets, stop_after
 from tests.support.crashes import stop_everywhere
 from tests.support.growing import TEACHER, Pictures, growing_options
 from tests.support.kills import Killed, killed_at
@@ -364,16 +362,8 @@ def test_an_append_to_a_bucket_that_was_killed_anywhere_ends_with_the_same_bytes
             client = buckets._client("s3://bucket")
             for name, data in tree_bytes(start).items():
                 obstore.put(client, f"store/{name}", data)
-            calls = count(1)
-
-            def killed(original, *arguments, calls=calls, call=call, **others):
-                if next(calls) == call:
-                    raise Killed
-                return original(*arguments, **others)
-
             with pytest.MonkeyPatch.context() as patch:
-                for name in ("put_object", "create_object"):
-                    patch.setattr(buckets, name, partial(killed, getattr(buckets, name)))
+                stop_after(patch, call)
                 try:
                     precompute.run(growing_options(pictures, "s3://bucket/store", **words))
                     is_killed = False

@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import obstore
 import pytest
 from obstore.store import MemoryStore
 
-from permafrost.storage import bucket_files, buckets
+from permafrost.storage import bucket_files, buckets, object_cache
+from tests.support.kills import Killed
 
 KEYS = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests", "AWS_REGION": "us-east-1"}
 
@@ -69,6 +71,36 @@ def files_below(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file() and path.name != ".lock"
     }
+
+
+def count_downloads(patch: pytest.MonkeyPatch, pause: float = 0.0) -> list[str]:
+    """Append the addresses of objects that are downloaded to a list, and begin each after a pause in seconds."""
+    addresses: list[str] = []
+
+    class Counted(buckets.Download):
+        def __init__(self, address: str) -> None:
+            addresses.append(address)
+            time.sleep(pause)
+            super().__init__(address)
+
+    patch.setattr(object_cache, "Download", Counted)
+    return addresses
+
+
+def stop_after(patch: pytest.MonkeyPatch, requests: int) -> list[int]:
+    """End the process at the request that follows so many that write. Return a list of how many of them are left."""
+    left = [requests]
+    for name in ("put_object", "create_object", "remove_object"):
+        original = getattr(buckets, name)
+
+        def request(*words: Any, original: Any = original) -> Any:
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+            return original(*words)
+
+        patch.setattr(buckets, name, request)
+    return left
 
 
 # ---- servers -------------------------------------------------------------------------------------
