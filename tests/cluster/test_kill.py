@@ -282,37 +282,6 @@ def test_a_node_that_is_lost_in_the_middle_of_a_shard_is_made_up_for_by_another(
     count_trials("the only node of a cluster, replaced", {"the same bytes": 1})
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_one_of_two_nodes_that_is_lost_is_made_up_for_by_the_other(
-    world, monkeypatch, count_trials
-):
-    with ray_nodes(PYTHONPATH=PYTHONPATH) as nodes:
-        nodes.start_head("--num-cpus=0", dashboard=False)
-        both = [nodes.start_node("--num-cpus=1") for _ in range(2)]
-        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-        words = ["cluster=existing", f"cluster.address={nodes.address}", "cluster.actors=2"]
-        stop_at = ("teacher", record_in_the_middle(world, 5))
-        process = start_precompute(world, "two", *words, executor="ray", stop_at=stop_at)
-        pid = int(wait_until(lambda: file_content(stop_file(world, "two")), process))
-        wait_until(lambda: status(pid) == "T")
-        (first,) = [node for node in both if pid in descendants(node.pid)]
-        lose(first)
-        _, errors = process.communicate()
-
-    if process.returncode != 0:  # then it says so, and the next command goes on
-        assert process.returncode == 1, errors
-        assert "Traceback" not in errors
-        run(world, "two")
-    assert_same_store(world, "two")
-    count_trials("one of two nodes of a cluster", {"the same bytes": 1})
-
-
-def file_content(path):
-    """Text of a file, empty if it does not exist."""
-    return path.read_text().strip() if path.exists() else ""
-
-
 # ---- a record that kills -------------------------------------------------------------------------
 
 
