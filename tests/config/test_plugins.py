@@ -35,6 +35,7 @@ from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
 from permafrost.training.metric_log import read_metrics
 from permafrost_timm.options import TimmModelConfig
+from tests.support.gradcam import autograd_gradcam
 from tests.support.pages import blocks_of
 from tests.support.papers import needs_papers
 from tests.support.paths import ROOT
@@ -556,15 +557,7 @@ def definition_of_gradcam(model, images, classes):
     """relu(sum_k alpha_k A_k), alpha_k = mean_ij dz_c / dA_k, by autograd from the images."""
     features, context = model.forward_trunk(images)
     features = features.detach().requires_grad_()
-    logits = model.forward_head(features, context)
-    maps = []
-    for number, own in enumerate(classes.tolist()):
-        for label in own:
-            (gradient,) = torch.autograd.grad(logits[number, label], features, retain_graph=True)
-            alpha = gradient[number].mean(dim=(1, 2))
-            maps.append(torch.einsum("c,chw->hw", alpha, features[number]).relu())
-    h, w = features.shape[-2:]
-    return torch.stack(maps).view(*classes.shape, 1, h, w).detach()
+    return autograd_gradcam(features, model.forward_head(features, context), classes).detach()
 
 
 class Flattened(torch.nn.Module):

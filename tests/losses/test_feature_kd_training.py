@@ -334,11 +334,14 @@ def test_stages_counted_from_the_deepest_pair_networks_with_different_numbers_of
     assert found.item() == pytest.approx(expected.item())
 
 
-def test_class_maps_coarser_than_they_are_compared_are_refused():
+@pytest.mark.parametrize(
+    "method", [CatKDConfig(resolution=5), E2KDConfig(lambda_cat=1.0, resolution=5)]
+)
+def test_class_maps_coarser_than_they_are_compared_are_refused(method):
     with pytest.raises(
         ConfigError, match=r"resolution=5 is finer .* 4x4 cells.*annotate\.class_map_size"
     ):
-        training_with_live_teacher(CatKDConfig(resolution=5))
+        training_with_live_teacher(method)
 
 
 def test_e2kd_with_class_maps_adds_the_term_of_cat_kd_with_its_own_weight():
@@ -351,11 +354,6 @@ def test_e2kd_with_class_maps_adds_the_term_of_cat_kd_with_its_own_weight():
     assert both.terms["cat"].item() == pytest.approx(cat.item())
     assert set(alone.terms) == {"ce", "kd", "map"}
     assert both.total.item() == pytest.approx((alone.total + 7 * cat).item(), rel=1e-5)
-
-
-def test_e2kd_refuses_class_maps_coarser_than_they_are_compared():
-    with pytest.raises(ConfigError, match=r"resolution=5 is finer .* 4x4 cells"):
-        training_with_live_teacher(E2KDConfig(lambda_cat=1.0, resolution=5))
 
 
 @for_each(

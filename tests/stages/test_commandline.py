@@ -123,13 +123,6 @@ MISTAKES = {
 """Commands, and what their errors say."""
 
 
-@needs_papers
-@for_each("command,message", MISTAKES.items())
-def test_a_mistake_says_what_is_allowed(command, message):
-    with pytest.raises(ConfigError, match=message):
-        config_of(*shlex.split(command))
-
-
 LIVE = ["mode=live", "teacher=cifar", "teacher.name=resnet8", "teacher.weights=w.pt"]
 MIXUP = "augment.mix=[{kind: mixup, alpha: 1}]"
 RANDAUGMENT = "augment.operations=[{kind: randaugment, magnitude: 10}]"
@@ -161,8 +154,8 @@ if HAS_PAPERS:
     }
 
 
-@for_each("command,message", CHANGED_PIXELS.items())
-def test_changed_pixels_are_refused_where_nobody_can_answer_for_them(command, message):
+@for_each("command,message", (CHANGED_PIXELS | (MISTAKES if HAS_PAPERS else {})).items())
+def test_a_mistake_says_what_is_allowed(command, message):
     with pytest.raises(ConfigError, match=message):
         config_of(*shlex.split(command))
 

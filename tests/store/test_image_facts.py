@@ -148,16 +148,6 @@ def test_a_format_is_told_by_its_first_bytes(kind, suffix):
     assert picture_suffix(b"<html></html>...") is None
 
 
-def test_avif_is_decoded():
-    if not features.check("avif"):
-        pytest.skip("this Pillow has no AVIF")
-    data = encoded(np.full((8, 8, 3), 200, np.uint8), "AVIF", quality=90)
-
-    assert picture_suffix(data[:16]) == "avif"
-    assert inspect_image(data)[:2] == (8, 8)
-    assert np.abs(decode_pixels(data).astype(int) - 200).max() <= 3
-
-
 def test_heic_needs_its_decoder_and_says_so(monkeypatch):
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
     monkeypatch.setattr(image_decoding, "decodes_heif", lambda: False)
@@ -166,14 +156,19 @@ def test_heic_needs_its_decoder_and_says_so(monkeypatch):
         inspect_image(heic)
 
 
-def test_heic_is_decoded_where_its_decoder_is_installed():
-    pillow_heif = pytest.importorskip("pillow_heif")
-    pillow_heif.register_heif_opener()
-    data = encoded(np.full((64, 64, 3), 200, np.uint8), "HEIF", quality=95)
+@pytest.mark.parametrize(
+    ("kind", "suffix", "tolerance"), [("AVIF", "avif", 3), ("HEIF", "heic", 5)]
+)
+def test_formats_of_optional_decoders_are_decoded(kind, suffix, tolerance):
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    elif not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    data = encoded(np.full((64, 64, 3), 200, np.uint8), kind, quality=95)
 
-    assert picture_suffix(data[:16]) == "heic"
+    assert picture_suffix(data[:16]) == suffix
     assert inspect_image(data)[:2] == (64, 64)
-    assert np.abs(decode_pixels(data).astype(int) - 200).max() <= 5
+    assert np.abs(decode_pixels(data).astype(int) - 200).max() <= tolerance
 
 
 # ---- packing -------------------------------------------------------------------------------------
