@@ -248,27 +248,32 @@ def test_shifts_may_be_asked_for_later_and_are_then_of_one_width(frozen, student
         )
 
 
-@needs_papers
-def test_a_teacher_that_is_typed_for_evaluators_who_do_not_ask_it_is_refused(monkeypatch, capsys):
-    words = [*NAMED, "evaluators=[accuracy]", "teacher.weights=w.pth"]
+@pytest.mark.parametrize(
+    ("words", "readers"),
+    [
+        pytest.param(
+            [*NAMED, "evaluators=[accuracy]", "teacher.weights=w.pth"],
+            "teacher=cifar with model=teacher and for the evaluators distance",
+            marks=needs_papers,
+        ),
+        ([*NAMED[:2], "student.weights=w.pth"], "student.weights=w.pth with model=network only"),
+        (
+            [*NAMED[:2], "evaluators=[accuracy]", "augment=pad_crop_flip"],
+            "augment=pad_crop_flip with evaluators=[equivariance] only",
+        ),
+    ],
+    ids=["teacher", "student", "augment"],
+)
+def test_an_option_that_is_typed_although_nothing_reads_it_is_refused(
+    monkeypatch, capsys, words, readers
+):
     monkeypatch.setattr("sys.argv", ["evaluate", *words])
 
     with pytest.raises(SystemExit) as ended:
         stage_main("evaluate")
 
     assert ended.value.code == 2
-    assert "reads teacher=cifar with model=teacher and for the evaluators distance" in (
-        capsys.readouterr().err
-    )
-
-
-def test_a_network_that_is_typed_without_model_network_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["evaluate", *NAMED[:2], "student.weights=w.pth"])
-
-    with pytest.raises(SystemExit):
-        stage_main("evaluate")
-
-    assert "reads student.weights=w.pth with model=network only" in capsys.readouterr().err
+    assert f"reads {readers}" in capsys.readouterr().err
 
 
 def many_student_arguments(frozen, store):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from permafrost.cli import stage_main
 from permafrost.config.augment import (
     AugmentOptions,
     MixConfig,
@@ -26,7 +25,6 @@ from permafrost_papers.bcos.options import BcosWeightsConfig
 from permafrost_report.evaluator_sections import evaluator_sections
 from permafrost_report.student_results import load_teacher
 from tests.support.bcos import RESNET
-from tests.support.composition import NAMED
 from tests.support.runs import PAD_CROP, evaluation_of, save_student
 from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config
@@ -183,18 +181,6 @@ def test_results_are_of_one_augmentation_and_other_evaluators_of_any(frozen):
         for config in (one, equivariance_of(frozen))
     ]
     assert identities[0] == identities[1]
-
-
-def test_an_augmentation_that_is_typed_for_other_evaluators_is_refused(monkeypatch, capsys):
-    words = [*NAMED[:2], "evaluators=[accuracy]", "augment=pad_crop_flip"]
-    monkeypatch.setattr("sys.argv", ["evaluate", *words])
-
-    with pytest.raises(SystemExit):
-        stage_main("evaluate")
-
-    assert "reads augment=pad_crop_flip with evaluators=[equivariance] only" in (
-        capsys.readouterr().err
-    )
 
 
 def test_a_student_is_refused(frozen):
