@@ -165,37 +165,29 @@ def test_what_follows_a_pass_over_other_splits_names_them(permafrost, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("outputs", "methods"),
+    ("labels", "outputs", "methods"),
     [
-        ("logits,maps", ["method=e2kd", "method.logits=mld"]),
-        slow("logits", ["method=kd", "method.logits=mld"]),
-        ("logits,attention", ["method=at"]),
-        slow("logits,pooled", ["method=embedding", "method.lambda_ce=1"]),
+        ("data.labels=name", "logits,maps", ["method=e2kd", "method.logits=mld"]),
+        slow("data.labels=name", "logits", ["method=kd", "method.logits=mld"]),
+        ("data.labels=name", "logits,attention", ["method=at"]),
+        slow("data.labels=name", "logits,pooled", ["method=embedding", "method.lambda_ce=1"]),
+        ("data.labels=null", "attention,pooled", ["method=embedding"]),
     ],
 )
-def test_what_follows_a_pass_over_many_labels_runs(permafrost, tmp_path, outputs, methods):
+def test_what_follows_a_pass_over_many_labels_or_none_runs(
+    permafrost, tmp_path, labels, outputs, methods
+):
     write_images(tmp_path, ("train", "test"), lambda n: f"class{n % 3} class{(n + n // 3) % 3}")
-    data = ["data=image_table", "data.path=images.csv", "data.label=null", "data.labels=name"]
+    data = ["data=image_table", "data.path=images.csv", "data.label=null", labels]
     words = ["store.path=stores/many", *data, "data.split=split", *TEACHER.split()]
 
     code, printed, errors = permafrost("precompute", *words, f"annotate.outputs=[{outputs}]")
     assert code == 0, errors
-    trained, _ = follow(permafrost, printed)
-
-    assert methods_of(trained) == methods
-
-
-def test_what_follows_a_pass_over_records_without_classes_runs(permafrost, tmp_path):
-    write_images(tmp_path, ("train", "test"))
-    data = ["data=image_table", "data.path=images.csv", "data.label=null", "data.split=split"]
-    words = ["store.path=stores/none", *data, *TEACHER.split()]
-
-    code, printed, errors = permafrost("precompute", *words, "annotate.outputs=[attention,pooled]")
-    assert code == 0, errors
     trained, evaluated = follow(permafrost, printed)
 
-    assert methods_of(trained) == ["method=embedding"]
-    assert "evaluators=[knn,linear_probe]" not in evaluated  # there are no labels to predict
+    assert methods_of(trained) == methods
+    if labels == "data.labels=null":  # there are none to predict
+        assert "evaluators=[knn,linear_probe]" not in evaluated
 
 
 @needs_papers
