@@ -39,9 +39,14 @@ from permafrost.training.metric_log import read_metrics
 from permafrost.training.step import batch_loss
 from permafrost.training.student_passes import with_named_passes
 from permafrost_papers.e2kd.options import ReviewKDConfig
-from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.papers import needs_papers
-from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of
+from tests.support.runs import (
+    TRAINER,
+    assert_equal_states,
+    distill_config,
+    report_config,
+    weights_of,
+)
 from tests.support.stores import Frozen, precompute_config
 from tests.support.verbs import distill, evaluate, precompute, report
 
@@ -169,14 +174,7 @@ def test_a_student_of_two_kinds_of_teachers_is_trained_evaluated_and_reported(st
             run="one",
         )
     ).splits["test"]
-    page = report.run(
-        ReportConfig(
-            store=StoreOptions(path=str(store.store.path)),
-            augment=AugmentOptions(),
-            report=ReportOptions(),
-            run="one",
-        )
-    ).html
+    page = report.run(report_config(store, contact_records=2, cases=2)).html
 
     assert [name.split("-")[0] for name in names] == ["trunk", "classifier"]
     assert 0 <= results["agreement"] <= 1

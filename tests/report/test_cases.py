@@ -12,19 +12,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.saved_records import RECORDS_NAME
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.manifest import read_store_manifest
 from permafrost_report import case_pictures
-from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.pictures import DISPLAYED_PIXELS
 from tests.report.conftest import SPLITS
 from tests.support.html_page import Page
 from tests.support.index_table import index_table
 from tests.support.run_files import write_config
-from tests.support.runs import PAD_CROP
+from tests.support.runs import report_config
 from tests.support.sweeps import read_sweep
 from tests.support.verbs import report
 
@@ -50,13 +48,7 @@ def rows(monkeypatch, no_other_pictures):
 
 
 def case_report(frozen, **options):
-    config = ReportConfig(
-        store=StoreOptions(path=str(frozen.store.path)),
-        augment=PAD_CROP,
-        report=ReportOptions(**{"contact_records": 0, "cases": 4, **options}),
-        run="grid",
-    )
-    result = report.run(config)
+    result = report.run(report_config(frozen, "grid", **{"cases": 4, **options}))
     return json.loads(Path(result.json).read_text()), Path(result.html).read_text()
 
 

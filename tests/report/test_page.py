@@ -17,18 +17,16 @@ from urllib.parse import unquote
 import pandas as pd
 import pytest
 
-from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
 from permafrost.runs.mirrors import RUNS
 from permafrost_report import provenance
 from permafrost_report.main_table import Column, variant_summary
 from permafrost_report.number_files import latex_table
-from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.student_results import StudentResult, load_results
 from tests.support import run_files
 from tests.support.html_page import Page
 from tests.support.papers import needs_papers
-from tests.support.runs import PAD_CROP
+from tests.support.runs import report_config
 from tests.support.verbs import report
 
 METHODS = {"labels": (0.2, 0.3), "kd": (0.5, 0.7), "e2kd": (0.6, 0.9)}
@@ -65,18 +63,8 @@ def write_sweep(
     run_files.write_table(RUNS / run, rows)
 
 
-def report_config(frozen, run="sweep", contact_records=0, command=(), **options):
-    return ReportConfig(
-        store=StoreOptions(path=str(frozen.store.path)),
-        augment=PAD_CROP,
-        report=ReportOptions(contact_records=contact_records, cases=0, **options),
-        run=run,
-        command=command,
-    )
-
-
 def page_and_values(frozen, **options):
-    result = report.run(report_config(frozen, contact_records=2, **options))
+    result = report.run(report_config(frozen, "sweep", contact_records=2, **options))
     return Path(result.html), json.loads(Path(result.json).read_text())
 
 
@@ -219,7 +207,7 @@ def test_a_page_needs_no_pair_where_several_runs_have_one_variant_of_the_default
 def test_a_column_that_was_not_evaluated_is_an_error_only_if_it_is_typed(frozen, words, message):
     write_sweep()
     columns = {"accuracy": "test.accuracy", "epg": "all.epg"}
-    config = report_config(frozen, command=words, columns=columns)
+    config = report_config(frozen, "sweep", words, columns=columns)
 
     with nullcontext() if message is None else pytest.raises(ConfigError, match=message):
         values = json.loads(Path(report.run(config).json).read_text())

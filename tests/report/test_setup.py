@@ -19,13 +19,12 @@ from permafrost.models.cost import count_parameters
 from permafrost.models.providers import build_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.reader import Store
-from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.passes import UsedPass
 from permafrost_report.provenance import describe_teachers
 from permafrost_report.run_commands import commands_of
 from permafrost_report.student_results import UnknownRunError, load_results
 from permafrost_report.training_facts import describe_augmentation, describe_data, training_facts
-from tests.support.runs import PAD_CROP, distill_config, evaluate_config
+from tests.support.runs import PAD_CROP, distill_config, evaluate_config, report_config
 from tests.support.stores import Frozen
 from tests.support.sweeps import read_sweep, sweep_arguments
 from tests.support.verbs import distill, evaluate, report
@@ -33,13 +32,7 @@ from tests.support.words import TINY_DATA, TINY_NETWORK
 
 
 def report_of(frozen, run, **options):
-    config = ReportConfig(
-        store=StoreOptions(path=str(frozen.store.path)),
-        augment=PAD_CROP,
-        report=ReportOptions(**{"contact_records": 0, "cases": 0, **options}),
-        run=run,
-    )
-    return report.run(config)
+    return report.run(report_config(frozen, run, **options))
 
 
 def test_options_that_differ_are_marked_and_the_others_are_stated_once(frozen, swept, monkeypatch):
@@ -148,14 +141,8 @@ def learn(frozen):
 
 
 def own_report(command=(), **options):
-    config = ReportConfig(
-        store=StoreOptions(path="stores/own", **options),
-        augment=PAD_CROP,
-        report=ReportOptions(contact_records=0, cases=0),
-        run="photos",
-        command=command,
-    )
-    return Path(report.run(config).html).read_text()
+    store = StoreOptions(path="stores/own", **options)
+    return Path(report.run(report_config(None, "photos", command, store=store)).html).read_text()
 
 
 def section_of_setup(html):

@@ -21,10 +21,10 @@ from permafrost.models.providers import build_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
 from permafrost.sweeps.plan import plan_students
-from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.student_results import load_results, split_by_evaluation
 from tests.support.composition import config_of
 from tests.support.papers import needs_papers
+from tests.support.runs import report_config
 from tests.support.verbs import distill, evaluate, report
 
 ASSISTANT = CifarModelConfig(name="resnet8", width=4, weights="random")
@@ -77,16 +77,10 @@ def test_a_report_shows_both_evaluations(two_teachers):
     own = evaluation(two_teachers)
     first = evaluation(two_teachers, against="resnet14")
 
-    report.run(
-        ReportConfig(
-            store=StoreOptions(path=str(two_teachers.path)),
-            augment=AugmentOptions(),
-            report=ReportOptions(
-                columns={"own": "test.agreement", "far": "test.kl_to_teacher@resnet14"}
-            ),
-            run="student",
-        )
-    )
+    columns = {"own": "test.agreement", "far": "test.kl_to_teacher@resnet14"}
+    shown = {"columns": columns, "contact_records": 2, "cases": 2}
+    store = StoreOptions(path=str(two_teachers.path))
+    report.run(report_config(None, "student", store=store, **shown))
 
     (row,) = json.loads((RUNS / "student" / "report.json").read_text())["runs"]
     assert (row["own"], row["far"]) == (own["agreement"], first["kl_to_teacher"])

@@ -8,16 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from permafrost.config.augment import AugmentOptions
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.results import evaluations_beside
 from permafrost.runs.mirrors import RUNS
-from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.student_results import load_results, load_teacher
-from tests.support.runs import TRAINER, distill_config, evaluate_config
+from tests.support.runs import TRAINER, distill_config, evaluate_config, report_config
 from tests.support.sweeps import TWO_VARIANTS, read_sweep, run_sweep, sweep_arguments
 from tests.support.verbs import distill, evaluate, report
 
@@ -64,14 +62,7 @@ def test_a_student_s_results_are_those_of_all_its_evaluations_by_split(own):
     assert result.find("test-center_crop.kl_to_teacher") == cropped_kl
     # A mean over all splits is one of the first evaluation.
     assert result.find("all.accuracy") == first.splits["test"]["accuracy"]
-    page = report.run(
-        ReportConfig(
-            store=StoreOptions(path=str(own.store.path)),
-            augment=AugmentOptions(),
-            report=ReportOptions(contact_records=0, cases=0),
-            run="one",
-        )
-    )
+    page = report.run(report_config(own))
     (row,) = json.loads((RUNS / "one" / "report.json").read_text())["runs"]
     assert row["accuracy"] == first.splits["test"]["accuracy"]
     assert row["accuracy_train"] == of_train.splits["train"]["accuracy"]

@@ -36,7 +36,6 @@ from permafrost.store.reader import Store
 from permafrost.training import loop
 from permafrost.training.build import worst_downscale
 from permafrost.training.metric_log import read_metrics
-from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.index_table import index_table
 from tests.support.kills import killed_at
 from tests.support.runs import (
@@ -45,6 +44,7 @@ from tests.support.runs import (
     assert_equal_states,
     distill_config,
     evaluate_config,
+    report_config,
     weights_of,
 )
 from tests.support.stores import TINY_DATA, precompute_config
@@ -441,18 +441,9 @@ def test_a_sweep_finishes_every_student_once_and_a_report_gathers_them(frozen, c
     assert (first.students, first.trained_now, first.finished_now) == (4, 4, 4)
     assert (again.students, again.trained_now, again.finished_now) == (4, 0, 0)
     assert (more.students, more.trained_now, more.finished_now) == (6, 2, 2)
-    result = report.run(
-        ReportConfig(
-            store=StoreOptions(path=str(frozen.store.path)),
-            augment=PAD_CROP,
-            report=ReportOptions(
-                columns={"accuracy": "test.accuracy", "epg": "all.epg"},
-                next_command="make next",
-                cases=0,
-            ),
-            run="grid",
-        )
-    )
+    columns = {"accuracy": "test.accuracy", "epg": "all.epg"}
+    shown = {"columns": columns, "next_command": "make next", "contact_records": 2}
+    result = report.run(report_config(frozen, "grid", **shown))
     values = json.loads(Path(result.json).read_text())
     runs = {(row["method"], row["seed"]): row["accuracy"] for row in values["runs"]}
     assert set(runs) == {(variant, seed) for variant in ("kd", "e2kd") for seed in (3, 4, 5)}

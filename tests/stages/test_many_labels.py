@@ -21,7 +21,7 @@ from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.explainers import GradCamConfig
 from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
-from permafrost.config.store import PassOptions, PrecomputeConfig, StoreOptions, SubsetOptions
+from permafrost.config.store import PassOptions, PrecomputeConfig, StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import EvaluateConfig, build_verb_config
@@ -39,6 +39,7 @@ from permafrost.store.verification import verify_store
 from permafrost.training.targets import LiveTeacher
 from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.index_table import index_table
+from tests.support.runs import distill_config
 from tests.support.slow import slow
 from tests.support.stores import precompute_config
 from tests.support.verbs import distill, precompute, report, sweep, teach
@@ -151,19 +152,15 @@ def many_label_store(tmp_path_factory) -> ManyLabelStore:
 def many_label_config(
     many_label_store: ManyLabelStore, choice: str = "", **options
 ) -> DistillConfig:
-    return DistillConfig(
-        **{
-            "store": many_label_store.store_config(choice),
-            "student": MODEL,
-            "method": E2KDConfig(logits="mld", lambda_ce=0.5, lambda_map=2.0),
-            "augment": VIEWS,
-            "optimizer": OptimizerOptions(),
-            "trainer": TRAINER,
-            "subset": SubsetOptions(),
-            "run": "student",
-            **options,
-        }
-    )
+    options = {
+        "store": many_label_store.store_config(choice),
+        "student": MODEL,
+        "method": E2KDConfig(logits="mld", lambda_ce=0.5, lambda_map=2.0),
+        "augment": VIEWS,
+        "trainer": TRAINER,
+        "run": "student",
+    } | options
+    return distill_config(many_label_store, **options)
 
 
 def evaluated_on_test(many_label_store: ManyLabelStore, choice: str = "", **options):

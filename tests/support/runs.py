@@ -18,6 +18,7 @@ from permafrost.models.providers import build_model
 from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.training.metric_log import read_metrics
+from permafrost_report.options import ReportConfig, ReportOptions
 
 PAD_CROP = AugmentOptions(operations=(OperationConfig(kind="pad_crop", padding=2),))
 
@@ -31,15 +32,17 @@ TRAINER = TrainerOptions(epochs=3, batch_size=8, num_threads=1, log_every_steps=
 
 def distill_config(frozen, **options):
     return DistillConfig(
-        store=options.pop("store", StoreOptions(path=str(frozen.store.path))),
-        student=replace(frozen.config.teacher, weights=None),
-        method=options.pop("method", E2KDConfig(tau=4.0)),
-        augment=options.pop("augment", PAD_CROP),
-        optimizer=OptimizerOptions(),
-        trainer=options.pop("trainer", TRAINER),
-        subset=SubsetOptions(),
-        run=options.pop("run", "one"),
-        **options,
+        **{
+            "store": StoreOptions(path=str(frozen.store.path)),
+            "student": replace(frozen.config.teacher, weights=None),
+            "method": E2KDConfig(tau=4.0),
+            "augment": PAD_CROP,
+            "optimizer": OptimizerOptions(),
+            "trainer": TRAINER,
+            "subset": SubsetOptions(),
+            "run": "one",
+            **options,
+        }
     )
 
 
@@ -50,6 +53,17 @@ def evaluate_config(frozen, run="one", **options):
             splits=options.pop("splits", ("test", "test_swapped")), num_pictures=4, **options
         ),
         run=run,
+    )
+
+
+def report_config(frozen, run="one", command=(), augment=PAD_CROP, **options):
+    """Options of a report without cases and views of records, unless the options name some."""
+    return ReportConfig(
+        store=options.pop("store", None) or StoreOptions(path=str(frozen.store.path)),
+        augment=augment,
+        report=ReportOptions(**{"contact_records": 0, "cases": 0, **options}),
+        run=run,
+        command=command,
     )
 
 

@@ -20,11 +20,10 @@ from permafrost.storage.signed_files import write_json
 from permafrost.sweeps import student_task
 from permafrost.sweeps.plan import plan_students
 from permafrost.sweeps.runner import estimate_seconds
-from permafrost_report.options import ReportConfig, ReportOptions
 from permafrost_report.student_results import load_results
 from tests.support.growing import TEACHER, Pictures, growing_options
 from tests.support.processes import descendants, environment, status, title, wait_until
-from tests.support.runs import PAD_CROP
+from tests.support.runs import report_config
 from tests.support.stores import TINY_DATA, precompute_config
 from tests.support.sweeps import (
     TINY,
@@ -344,14 +343,8 @@ def test_students_of_a_sweep_keep_to_the_generations_of_its_start_and_others_are
     assert (steps("first"), steps("second")) == ({3}, {6})
     assert again.trained_now == 0
     assert "different records" not in result.summary + other.summary
-    both = report.run(
-        ReportConfig(
-            store=StoreOptions(path=str(store)),
-            augment=PAD_CROP,
-            report=ReportOptions(contact_records=0, cases=0, runs=("second",)),
-            run="first",
-        )
-    )
+    shown = {"store": StoreOptions(path=str(store)), "runs": ("second",)}
+    both = report.run(report_config(None, "first", **shown))
     assert "first: labels (0), first: labels (1) | second: labels (1)" in both.summary
 
 
@@ -419,15 +412,8 @@ def test_small_sweeps_stay_in_one_process(frozen, monkeypatch, epochs, executor)
 
 
 def sweep_report(frozen, run="grid", **options):
-    config = ReportConfig(
-        store=StoreOptions(path=str(frozen.store.path)),
-        augment=PAD_CROP,
-        report=ReportOptions(
-            columns={"accuracy": "test.accuracy"}, contact_records=0, cases=0, **options
-        ),
-        run=run,
-    )
-    result = report.run(config)
+    columns = {"accuracy": "test.accuracy"}
+    result = report.run(report_config(frozen, run, columns=columns, **options))
     return json.loads(Path(result.json).read_text()), Path(result.html).read_text()
 
 

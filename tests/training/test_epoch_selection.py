@@ -10,7 +10,7 @@ import torch
 
 from permafrost.config.methods import LabelsConfig
 from permafrost.config.models import CifarModelConfig
-from permafrost.config.store import StoreOptions, SubsetOptions
+from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.models.cifar import CifarResNet
@@ -18,9 +18,14 @@ from permafrost.models.classifier import Classifier
 from permafrost.runs.mirrors import RUNS
 from permafrost.training.epoch_selection import EPOCHS_NAME, EpochSelection
 from permafrost.training.metric_log import read_metrics
-from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.run_files import read_signed
-from tests.support.runs import PAD_CROP, TRAINER, distill_config, evaluate_config, weights_of
+from tests.support.runs import (
+    TRAINER,
+    distill_config,
+    evaluate_config,
+    report_config,
+    weights_of,
+)
 from tests.support.verbs import distill, report
 
 HELD_OUT = SubsetOptions(holdout=1)
@@ -212,10 +217,4 @@ def test_results_on_other_splits_than_the_one_that_chose_the_epoch_need_no_warni
 
 
 def report_page(frozen, run):
-    config = ReportConfig(
-        store=StoreOptions(path=str(frozen.store.path)),
-        augment=PAD_CROP,
-        report=ReportOptions(contact_records=0, cases=0),
-        run=run,
-    )
-    return Path(report.run(config).html).read_text()
+    return Path(report.run(report_config(frozen, run)).html).read_text()

@@ -17,7 +17,7 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig
 from permafrost.config.models import CifarModelConfig
-from permafrost.config.store import PrecomputeConfig, StoreOptions, SubsetOptions
+from permafrost.config.store import PrecomputeConfig, StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import EvaluateConfig
@@ -31,6 +31,7 @@ from permafrost.store.reader import Store
 from permafrost_papers.bcos.options import BcosModelConfig, BcosWeightsConfig
 from permafrost_report.options import ReportConfig, ReportOptions
 from tests.support.run_files import write_table
+from tests.support.runs import distill_config
 from tests.support.stores import precompute_config
 from tests.support.verbs import distill, evaluate, precompute, report, teach
 
@@ -79,19 +80,9 @@ def bcos_store(tmp_path_factory) -> BcosStore:
 
 
 def bcos_config(bcos_store: BcosStore, **options) -> DistillConfig:
-    return DistillConfig(
-        **{
-            "store": bcos_store.store,
-            "student": BCOS,
-            "method": E2KDConfig(tau=2.0),
-            "augment": VIEWS,
-            "optimizer": ADAM,
-            "trainer": RECIPE,
-            "subset": SubsetOptions(),
-            "run": "student",
-            **options,
-        }
-    )
+    recipe = {"augment": VIEWS, "optimizer": ADAM, "trainer": RECIPE, "run": "student"}
+    options = {"store": bcos_store.store, "student": BCOS, "method": E2KDConfig(tau=2.0), **options}
+    return distill_config(bcos_store, **(recipe | options))
 
 
 def test_a_taught_network_is_evaluated_by_its_own_explanation(bcos_store):

@@ -12,13 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from permafrost.annotation.pass_identity import describe_pass
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
-from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
-from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
+from permafrost.config.store import PassOptions, StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
-from permafrost.config.training import OptimizerOptions
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.batches import Targets
 from permafrost.core.errors import ConfigError
@@ -57,7 +55,7 @@ from permafrost_papers.ked.partition import (
 from permafrost_papers.ked.subnets import HIDDEN, LOGITS
 from permafrost_papers.ked.superfeature_agreement import FidelitySums
 from tests.support.outputs import student_output
-from tests.support.runs import TRAINER
+from tests.support.runs import TRAINER, distill_config
 from tests.support.stores import Frozen, precompute_config, train_dataset
 from tests.support.verbs import distill, evaluate, precompute, teach
 
@@ -104,19 +102,8 @@ def ked_store(tmp_path_factory):
 
 def still(ked_store, **options):
     """Options of a student without augmentation, on the teacher's partition."""
-    return DistillConfig(
-        store=StoreOptions(path=str(ked_store.store.path)),
-        optimizer=OptimizerOptions(),
-        trainer=SHORT,
-        subset=SubsetOptions(),
-        augment=STILL,
-        **{
-            "student": replace(ked_store.config.teacher, weights=None),
-            "method": KEDConfig(),
-            "run": "one",
-            **options,
-        },
-    )
+    recipe = {"method": KEDConfig(), "augment": STILL, "trainer": SHORT}
+    return distill_config(ked_store, **(recipe | options))
 
 
 def ask(ked_store, images):

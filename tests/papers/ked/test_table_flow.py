@@ -22,13 +22,11 @@ from permafrost.config.augment import (
     RandomViewsConfig,
 )
 from permafrost.config.compose import compose
-from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions, StoreOptions, SubsetOptions
 from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
-from permafrost.config.training import OptimizerOptions
 from permafrost.config.verbs import EvaluateConfig, build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.loading.dataset import StoreDataset, iter_batches
@@ -63,7 +61,7 @@ from permafrost_papers.ked.partition import (
 )
 from permafrost_papers.ked.subnets import LOGITS
 from tests.support.index_table import index_table
-from tests.support.runs import TRAINER
+from tests.support.runs import TRAINER, distill_config
 from tests.support.slow import slow
 from tests.support.stores import Frozen, precompute_config
 from tests.support.verbs import distill, evaluate, precompute, report, sweep, teach
@@ -117,19 +115,9 @@ def taught_table(tmp_path_factory):
 
 def student_config(taught_table, **options):
     """Options of a student on the teacher's partition, for the store."""
-    return DistillConfig(
-        store=StoreOptions(path=str(taught_table.store.path)),
-        optimizer=OptimizerOptions(),
-        trainer=SHORT,
-        subset=options.pop("subset", SubsetOptions()),
-        augment=options.pop("augment", STILL),
-        **{
-            "student": replace(taught_table.config.teacher, weights=None, width=4),
-            "method": KEDConfig(),
-            "run": "one",
-            **options,
-        },
-    )
+    student = replace(taught_table.config.teacher, weights=None, width=4)
+    recipe = {"student": student, "method": KEDConfig(), "augment": STILL, "trainer": SHORT}
+    return distill_config(taught_table, **(recipe | options))
 
 
 def teacher_model(taught_table):
