@@ -466,7 +466,7 @@ def test_a_sweep_chooses_by_f1_of_the_holdout_and_a_report_shows_it(many_label_s
     assert all(CLASSES.index(case["class"]) in own[case["key"]] for case in values["cases"])
     by_default = report.run(replace(config, report=ReportOptions(cases=0, contact_records=0)))
     shown = set(json.loads(Path(by_default.json).read_text())["runs"][0]) - {"method", "seed"}
-    assert shown == {"f1", "agreement", "epg", "iou"}
+    assert {"f1", "agreement", "epg", "iou"} <= shown
     with pytest.raises(ConfigError, match=r"no student has test\.accuracy.*report\.columns=\{f1"):
         report.run(replace(config, report=ReportOptions(columns={"a": "test.accuracy"})))
 

@@ -256,7 +256,9 @@ def test_a_writer_that_ends_at_any_request_loses_nothing(
             if any(n.startswith("teachers") and n.endswith("manifest.json") for n in made):
                 assert list(verify_store(rooted(ADDRESS))) == []
             precompute.run(precompute_config(ADDRESS, tiny_teacher))
-            assert contents(bucket, "store") == files_below(local)
+            made = contents(bucket, "store")
+            made.pop(".lock", None)  # of a writer that had ended but for it, whose lease is over
+            assert made == files_below(local)
         points += every
     assert points >= 29 * 2
 
