@@ -63,8 +63,7 @@ class Family(MutableMapping[str, T]):
         """Add a member.
 
         Raises:
-            ConfigError: If another package has a member of this name, or the same one another, or if the others are
-                classes of options and this is none.
+            ConfigError: If the name has another member, or if the others are classes of options and this one is not.
         """
         known = self._members.get(name, member)
         packages = {_package_of(each) for each in (known, member)}
