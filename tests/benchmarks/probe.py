@@ -25,6 +25,8 @@ from typing import Any
 
 _STARTED = float(os.environ.get("PROBE_STARTED", time.time()))
 _SAMPLES_PER_SECOND = 20
+_WARM = 20
+"""Batches before the processor time of a step (batch and training) is measured, in ms."""
 
 
 def private_mib(pid: int | str = "self") -> float:
@@ -65,11 +67,13 @@ def _run_batches(count: int, words: list[str]) -> None:
     original = TrainLoader.epoch
 
     def epoch(self: TrainLoader, *place: Any, **options: Any) -> Iterator[Any]:
-        seconds = 0.0
+        seconds = warm = 0.0
         for number, batch in enumerate(original(self, *place, **options), start=1):
             seconds = seconds or time.time() - _STARTED
+            if number == _WARM:
+                warm = time.process_time()
             if number == count:
-                _finish(seconds)
+                _finish(seconds, 1000 * (time.process_time() - warm) / max(1, count - _WARM))
             yield batch
 
     TrainLoader.epoch = epoch  # type: ignore[method-assign]
@@ -77,11 +81,16 @@ def _run_batches(count: int, words: list[str]) -> None:
     runpy.run_module(f"stages.{stage}", run_name="__main__")
 
 
-def _finish(seconds: float) -> None:
+def _finish(seconds: float, step_ms: float) -> None:
     """Report, wait if that is asked for, and end this process and its loaders."""
     children = _children()
     loaders = [private_mib(pid) for pid in children]
-    _report(seconds=seconds, trainer_mib=private_mib(), loader_mib=max(loaders, default=0.0))
+    _report(
+        seconds=seconds,
+        step_ms=step_ms,
+        trainer_mib=private_mib(),
+        loader_mib=max(loaders, default=0.0),
+    )
     wait = os.environ.get("PROBE_WAIT")
     while wait and not Path(wait).exists():
         time.sleep(0.1)

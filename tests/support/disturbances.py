@@ -182,7 +182,9 @@ class World:
         places = {"TMPDIR": str(temporary), "PERMAFROST_CACHE": f"{temporary}/cache"}
         variables = places | self.variables | variables
         if name in ON_RAY:
-            # A new interpreter: Ray starts processes of its own, which inherit the environment of its start.
+            # A new interpreter: Ray starts processes of its own, which inherit the environment of its start. Its
+            # sockets need a short path of temporary files.
+            del variables["TMPDIR"]
             program = [sys.executable, "-m", "permafrost", *words]
             options = {"cwd": place, "start_new_session": True, "text": True}
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
