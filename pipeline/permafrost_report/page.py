@@ -143,7 +143,7 @@ def render_page(page: PageContent) -> str:
         ),
         **(_student_sections(page) if page.results else {}),
     )
-    return _CONTROLS.sub(lambda each: f"\\x{ord(each[0]):02x}", text)
+    return _CONTROLS.sub(lambda control: f"\\x{ord(control[0]):02x}", text)
 
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")

@@ -200,6 +200,23 @@ def test_a_rename_that_was_done_and_whose_answer_was_lost_is_no_error(tmp_path, 
     assert path.read_bytes() == b"new"
 
 
+def test_a_new_file_that_another_process_removed_as_a_leftover_is_written_again(
+    tmp_path, monkeypatch
+):
+    replace, calls = os.replace, []
+
+    def removed_first(name, *names, src_dir_fd, **folders):
+        calls.append(name)
+        if len(calls) == 1:
+            os.unlink(name, dir_fd=src_dir_fd)
+        replace(name, *names, src_dir_fd=src_dir_fd, **folders)
+
+    monkeypatch.setattr(local_files.os, "replace", removed_first)
+    file_at(tmp_path / "file").write(b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert len(calls) == 2
+
+
 def test_a_claim_is_whole_however_little_the_system_takes_at_once(tmp_path, monkeypatch):
     """A claim in part is that of an unknown process, for which others wait a minute."""
     write = io.FileIO.write

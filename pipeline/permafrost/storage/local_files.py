@@ -387,6 +387,16 @@ class AnyFile(ABC):
 class LocalFile(AnyFile):
     """File or folder of this machine."""
 
+    def write(self, data: bytes) -> str:
+        """Write a file, once more if another process took the new file for one of a dead process, and removed it."""
+        try:
+            return super().write(data)
+        except FileError as error:
+            is_removed = isinstance(error.__cause__, FileNotFoundError)
+            if not is_removed or not LocalFile(self.path.parent).is_folder():
+                raise
+        return super().write(data)
+
     def exists(self) -> bool:
         """Return whether there is a file or a folder.
 
