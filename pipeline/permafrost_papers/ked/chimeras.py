@@ -19,11 +19,6 @@ from permafrost.losses.base import StepInputs
 from permafrost_papers.ked.subnets import LOGITS
 
 
-def draw_donors(number: int, records: int, superfeatures: int, device: torch.device) -> Tensor:
-    """Draw the donor record of each superfeature of `number` chimeras, i64 [n, M], with torch's global generator."""
-    return torch.randint(records, (number, superfeatures), device=device)
-
-
 def mix_rows(superfeature_logits: Tensor, donors: Tensor) -> Tensor:
     """Select the logits of each superfeature from its donor.
 
@@ -90,7 +85,7 @@ class Chimeras:
         images = inputs.images
         assert isinstance(inputs.labels, Tensor)
         count = round(self.fraction * len(images))
-        donors = draw_donors(count, len(images), self.number, images.device)
+        donors = torch.randint(len(images), (count, self.number), device=images.device)
         return replace(
             inputs,
             images=torch.cat([images, mix_inputs(images, self.assignment, donors, self.grid)]),

@@ -133,7 +133,7 @@ class KEDLoss(DistillationLoss):
             build_model(config.student, num_classes, may_replace_head=True)
         )
         student = hierarchy_of(partition)
-        number = method.superfeatures or student.most
+        number = method.superfeatures or len(student)
         stored = [teacher for teacher in passes if isinstance(teacher, TeacherPass)]
         teachers = {teacher.name: pass_hierarchy(teacher) for teacher in stored}
         architectures = {
@@ -149,15 +149,15 @@ class KEDLoss(DistillationLoss):
         for name, hierarchy in teachers.items():
             assert hierarchy is not None  # passes without superfeature_logits have been rejected
             require_same_level(student, hierarchy, number, name)
-            self.teacher_coarsenings.append(hierarchy.coarsening(number))
+            self.teacher_coarsenings.append(hierarchy[number - 1].of_finest)
             require(
                 method.chimera_fraction == 0 or in_input_mode[name],
                 f"method.chimera_fraction={method.chimera_fraction} combines the teacher's superfeature logits of "
                 f"different records, but those of {name} depend on the whole input; choose a teacher of name=mlp or "
                 "conv, or set method.chimera_fraction=0",
             )
-        if number < student.most:
-            self.student_coarsening = student.coarsening(number)
+        if number < len(student):
+            self.student_coarsening = student[number - 1].of_finest
         if method.chimera_fraction > 0 and method.lambda_ked > 0:
             self.transforms = (
                 Chimeras(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -231,33 +231,24 @@ class PartitionLevel:
     sha256: str
     """Hash of its groups, independent of finer levels. Levels with equal hashes can be compared."""
 
-
-@dataclass(frozen=True)
-class Hierarchy:
-    """All levels of a partition, starting with one superfeature."""
-
-    levels: tuple[PartitionLevel, ...]
-
     @property
-    def most(self) -> int:
-        """Number M of superfeatures of the finest level."""
-        return len(self.levels)
+    def of_finest(self) -> Tensor:
+        """Superfeature of this level for each of the finest ones, i64 [M]."""
+        return torch.tensor(self.coarsening)
 
-    def coarsening(self, number: int) -> Tensor:
-        """Return the superfeature of the level with `number` superfeatures for each of the finest ones, i64 [M]."""
-        return torch.tensor(self.levels[number - 1].coarsening)
+
+Hierarchy: TypeAlias = tuple[PartitionLevel, ...]
+"""All levels of a partition, the one of number n at n - 1."""
 
 
 def hierarchy_of(partition: Partition) -> Hierarchy:
     """Return the levels of a partition, without its features."""
-    return Hierarchy(
-        tuple(
-            PartitionLevel(
-                coarsening=tuple(partition.coarsening(number).tolist()),
-                sha256=_sha256(partition, number),
-            )
-            for number in range(1, partition.most + 1)
+    return tuple(
+        PartitionLevel(
+            coarsening=tuple(partition.coarsening(number).tolist()),
+            sha256=_sha256(partition, number),
         )
+        for number in range(1, partition.most + 1)
     )
 
 
@@ -267,7 +258,7 @@ def describe_partition(partition: Partition) -> dict[str, Any]:
         "partition_sha256": partition.sha256,
         "hierarchy": [
             {"coarsening": list(level.coarsening), "sha256": level.sha256}
-            for level in hierarchy_of(partition).levels
+            for level in hierarchy_of(partition)
         ],
     }
 
@@ -277,13 +268,13 @@ class _PartitionEntries:
     """Entries of the manifest of a pass that stores superfeatures."""
 
     partition_sha256: str
-    hierarchy: tuple[PartitionLevel, ...]
+    hierarchy: Hierarchy
 
 
 def pass_hierarchy(teacher: TeacherPass) -> Hierarchy | None:
     """Return the levels at which a pass's superfeature_logits can be read, or None if it has none."""
     entries = teacher.manifest.entries(_PartitionEntries)
-    return None if entries is None else Hierarchy(entries.hierarchy)
+    return None if entries is None else entries.hierarchy
 
 
 def require_same_level(student: Hierarchy, teacher: Hierarchy, number: int, name: str) -> None:
@@ -296,18 +287,18 @@ def require_same_level(student: Hierarchy, teacher: Hierarchy, number: int, name
         name: Name of the teacher, for messages.
     """
     require(
-        number <= student.most,
-        f"method.superfeatures={number} is finer than the student's {student.most} superfeatures; lower it or raise "
+        number <= len(student),
+        f"method.superfeatures={number} is finer than the student's {len(student)} superfeatures; lower it or raise "
         "student.superfeatures",
     )
     require(
-        number <= teacher.most,
-        f"{name} has {teacher.most} superfeatures, fewer than the {number} that are compared; set "
-        f"method.superfeatures={teacher.most} (which unites the student's) or student.superfeatures={teacher.most}, "
+        number <= len(teacher),
+        f"{name} has {len(teacher)} superfeatures, fewer than the {number} that are compared; set "
+        f"method.superfeatures={len(teacher)} (which unites the student's) or student.superfeatures={len(teacher)}, "
         "or use a finer teacher",
     )
     require(
-        student.levels[number - 1].sha256 == teacher.levels[number - 1].sha256,
+        student[number - 1].sha256 == teacher[number - 1].sha256,
         f"the student and {name} divide their features differently into {number} superfeatures; set student.partition "
         "and teacher.partition (or their partition_control and partition_seed), their grids and trunk_features to the "
         "same values, or set method.superfeatures to a level that they share, such as 1",

@@ -6,7 +6,6 @@ Shape letters: B batch, M superfeatures of the level that is compared, K classes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,46 +28,17 @@ from permafrost_papers.ked.partition import (
 from permafrost_papers.ked.subnets import LOGITS, AdditiveClassifier
 
 
-@dataclass(frozen=True, kw_only=True)
-class FidelitySums:
-    """Sums over some records, which can be added over the parts of a split."""
+def fidelity_sums(teacher: Tensor, student: Tensor) -> Tensor:
+    """Sum KL divergences in nats, and records on which a superfeature of both predicts the same class: f64 [2, M].
 
-    kl: Tensor
-    """Sum of the KL divergences, f64 [M], in nats."""
-    agreement: Tensor
-    """Number of records on which both networks' superfeature predicts the same class, f64 [M]."""
-    records: int
-
-    @classmethod
-    def of(cls, teacher: Tensor, student: Tensor) -> FidelitySums:
-        """Compute the sums from superfeature logits.
-
-        Args:
-            teacher: [B, M, K], raw or class-centered.
-            student: [B, M, K], raw or class-centered.
-        """
-        log_p, log_q = (F.log_softmax(logits.double(), dim=2) for logits in (teacher, student))
-        kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=2)
-        same = teacher.argmax(dim=2) == student.argmax(dim=2)
-        return cls(kl=kl.sum(dim=0), agreement=same.double().sum(dim=0), records=len(teacher))
-
-    def __add__(self, other: FidelitySums) -> FidelitySums:
-        return FidelitySums(
-            kl=self.kl + other.kl,
-            agreement=self.agreement + other.agreement,
-            records=self.records + other.records,
-        )
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """Number of superfeatures, means of kl and agreement over records and superfeatures, and kl by superfeature."""
-        kl, agreement = self.kl / self.records, self.agreement / self.records
-        return {
-            "number": len(kl),
-            "kl": float(kl.mean()),
-            "agreement": float(agreement.mean()),
-            "kl_by_superfeature": {str(number): float(value) for number, value in enumerate(kl)},
-        }
+    Args:
+        teacher: Superfeature logits [B, M, K], raw or class-centered.
+        student: [B, M, K], raw or class-centered.
+    """
+    log_p, log_q = (F.log_softmax(logits.double(), dim=2) for logits in (teacher, student))
+    kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=2)
+    same = teacher.argmax(dim=2) == student.argmax(dim=2)
+    return torch.stack([kl, same.double()]).sum(dim=1)
 
 
 def check_superfeatures(context: EvaluationContext) -> None:
@@ -77,10 +47,14 @@ def check_superfeatures(context: EvaluationContext) -> None:
 
 
 def evaluate_superfeatures(context: EvaluationContext) -> dict[str, Any]:
-    """Compute `FidelitySums.metrics` of the split at the finest level that both networks have."""
+    """Compare superfeatures at the finest level that both networks have.
+
+    Returns:
+        Number of superfeatures, means of kl and agreement over records and superfeatures, and kl by superfeature.
+    """
     number, of_student, of_teacher = _levels(context)
     dataset = context.open_rows(context.dataset.rows, context.dataset.passes[:1], OUTPUT)
-    total = FidelitySums(kl=torch.zeros(number), agreement=torch.zeros(number), records=0)
+    total = torch.zeros(2, number, dtype=torch.float64)
     model = context.model
     for batch in iter_on_device(iter_batches(dataset, context.options.batch_size), model.device):
         stored = decode_intermediates(batch.targets[0])[OUTPUT]
@@ -88,8 +62,14 @@ def evaluate_superfeatures(context: EvaluationContext) -> dict[str, Any]:
         with torch.no_grad():
             output = model.network(view_images(batch, model.input_size))
         student_logits = coarsen(output.extras[LOGITS], of_student, number)
-        total = total + FidelitySums.of(teacher_logits, student_logits.cpu())
-    return total.metrics
+        total += fidelity_sums(teacher_logits, student_logits.cpu())
+    kl, agreement = total / len(dataset)
+    return {
+        "number": number,
+        "kl": float(kl.mean()),
+        "agreement": float(agreement.mean()),
+        "kl_by_superfeature": {str(number): float(value) for number, value in enumerate(kl)},
+    }
 
 
 def _levels(context: EvaluationContext) -> tuple[int, Tensor, Tensor]:
@@ -108,9 +88,9 @@ def _levels(context: EvaluationContext) -> tuple[int, Tensor, Tensor]:
             "teacher=additive annotate.outputs=[logits,superfeature_logits], and name its pass with store.teacher="
         )
     student = hierarchy_of(network.partition)
-    number = min(student.most, teacher.most)
+    number = min(len(student), len(teacher))
     require_same_level(student, teacher, number, passes[0].name)
-    return number, student.coarsening(number), teacher.coarsening(number)
+    return number, student[number - 1].of_finest, teacher[number - 1].of_finest
 
 
 EVALUATOR = Evaluator(
