@@ -19,7 +19,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from permafrost.core.digests import SHORT
-from permafrost.core.errors import ConfigError, FileError, require
+from permafrost.core.errors import ConfigError, require
 from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
 from permafrost.core.progress import say_if_slow
 from permafrost.core.records import FieldSpec
@@ -27,7 +27,6 @@ from permafrost.storage.files import file_at
 from permafrost.storage.rooted_paths import LinkError, RootedPath
 from permafrost.storage.signed_files import SIGNATURE, DigestError, check_json
 from permafrost.store.arrow_files import read_table
-from permafrost.store.entries import ManifestError
 from permafrost.store.manifest import (
     Agreement,
     MovedFeatures,
@@ -155,6 +154,7 @@ def read_share(folder: RootedPath) -> Share:
     Raises:
         ConfigError: If the folder has none.
         TargetError: If it is damaged, of another form, or does not describe a pass, or if a file is a link.
+        FileError: If a file cannot be read, or is not in the folder.
     """
     path = folder / SHARE_NAME
     try:
@@ -167,8 +167,6 @@ def read_share(folder: RootedPath) -> Share:
         raise TargetError(f"{path} is damaged: {error}; fetch it again") from error
     except LinkError as error:
         raise _link_error(error, folder) from None
-    except FileError as error:
-        raise TargetError(str(error)) from error
     require(
         values.get("schema") == SHARE_SCHEMA and values.get("form") == "webdataset",
         f"{path} has schema {values.get('schema')!r:.80} and form {values.get('form')!r:.80}; attach reads schema "
@@ -191,8 +189,6 @@ def read_share(folder: RootedPath) -> Share:
                 raise TargetError(f"{folder / name} is missing; fetch the folder again") from None
             except LinkError as error:
                 raise _link_error(error, folder) from None
-            except FileError as error:
-                raise TargetError(str(error)) from error
             require(
                 actual == digest,
                 f"{folder / name} is damaged: its SHA-256 is not the one in {path}",
@@ -217,21 +213,19 @@ def read_shared_records(folder: RootedPath, share: Share) -> pa.Table:
         share: Its content.
 
     Raises:
-        TargetError: If it is another table, or far larger than the targets.
+        TargetError: If it names other files, or is far larger than the targets.
+        ManifestError: If it is another table.
     """
     targets = [path for path in share.files if path.startswith(f"{TARGETS_FOLDER}/")]
     records = sum(file_at(folder / path).size() or 0 for path in targets) // _RECORD_BYTES
     path = folder / SHARED_RECORDS
-    try:
-        table = read_table(
-            path,
-            SHARED_RECORDS_SCHEMA,
-            share.files[SHARED_RECORDS],
-            ("fetch it again", "fetch it again"),
-            most=_ROW_BYTES * (records + 1),
-        )
-    except (ManifestError, FileError) as error:
-        raise TargetError(str(error)) from error
+    table = read_table(
+        path,
+        SHARED_RECORDS_SCHEMA,
+        share.files[SHARED_RECORDS],
+        ("fetch it again", "fetch it again"),
+        most=_ROW_BYTES * (records + 1),
+    )
     require(
         table.num_rows <= records,
         f"{path} has {table.num_rows:,} records, and the targets have room for {records:,}; fetch it again",

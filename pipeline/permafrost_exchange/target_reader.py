@@ -22,6 +22,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from permafrost.core.errors import FileError, UserError, first_line, require
 from permafrost.core.records import IMPOSSIBLE_LOGIT, MOVE_FIELD, WINDOW_FIELD
@@ -46,7 +47,7 @@ class TargetError(UserError, ValueError):
 _READ_ERRORS = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, OverflowError),
     *(RecursionError, MemoryError, NotImplementedError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error, pa.ArrowException),
+    *(zipfile.BadZipFile, zlib.error, pa.ArrowException, SafetensorError),
 )
 """Errors of libraries that meet other bytes than they expect."""
 
@@ -270,7 +271,15 @@ def load_pickled(path: Path) -> Any:
     Raises:
         TargetError: If it cannot be read in bounded memory and time without running code.
     """
-    return unpickled(read_target(path), str(path))
+    try:
+        data = file_at(path).read(MAX_TARGET_BYTES)
+    except FileNotFoundError:
+        raise TargetError(
+            f"{path} was removed since it was listed; run the command again"
+        ) from None
+    except FileError as error:
+        raise TargetError(str(error)) from error
+    return unpickled(data, str(path))
 
 
 def unpickled(data: bytes, where: str) -> Any:
@@ -279,18 +288,6 @@ def unpickled(data: bytes, where: str) -> Any:
         return unpickle(data)
     except UnpicklingError as error:
         raise TargetError(f"{where}: {error}") from error
-
-
-def read_target(path: Path, most: int = MAX_TARGET_BYTES) -> bytes:
-    """Read a file of targets, of limited size."""
-    try:
-        return file_at(path).read(most)
-    except FileNotFoundError:
-        raise TargetError(
-            f"{path} was removed since it was listed; run the command again"
-        ) from None
-    except FileError as error:
-        raise TargetError(str(error)) from error
 
 
 def walk(folder: Path, suffix: str) -> Iterator[Path]:

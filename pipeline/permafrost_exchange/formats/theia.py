@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-from safetensors import SafetensorError
 from safetensors.torch import load
 
 from permafrost_exchange.formats.tar_targets import TarReader
@@ -32,13 +31,10 @@ class TheiaReader(TarReader):
     def parse(
         self, members: dict[str, bytes], request: ReadRequest, row: int, where: str
     ) -> Arrays:
-        try:
-            tensors = {
-                name: tensor.float().numpy()
-                for name, tensor in load(next(iter(members.values()))).items()
-            }
-        except SafetensorError as error:
-            raise ValueError(str(error)) from error
+        tensors = {
+            name: tensor.float().numpy()
+            for name, tensor in load(next(iter(members.values()))).items()
+        }
         if (embedding := tensors.get("embedding")) is None or embedding.ndim != 3:
             raise ValueError(f"it has {', '.join(tensors)}, and no embedding [C, h, w]")
         arrays = {"features_1": embedding[None]}
