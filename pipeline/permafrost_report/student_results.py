@@ -13,7 +13,7 @@ from permafrost.config.distillation import DistillConfig
 from permafrost.config.points import Point, point_label
 from permafrost.config.verbs import EvaluationRun
 from permafrost.core.errors import UserError, require
-from permafrost.core.json_entries import EntryError, from_dict, require_inside
+from permafrost.core.json_entries import from_dict, require_inside
 from permafrost.evaluation.evaluator import numbers_of
 from permafrost.evaluation.results import (
     MAPS,
@@ -42,7 +42,7 @@ from permafrost.runs.folder import (
 )
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.rooted_paths import name_of_path
-from permafrost.storage.signed_files import damaged, read_json
+from permafrost.storage.signed_files import naming_damage, read_json
 from permafrost.store.reader import Store
 from permafrost_report.comparison import group_pairs
 from permafrost_report.options import ReportConfig
@@ -371,7 +371,7 @@ def read_sweep(run: str) -> dict[str, Any]:
     path = RunFolder(run).path / SWEEP_NAME
     advice = "delete it, and run the same permafrost sweep again, which keeps its students"
     values = read_json(path, advice)
-    try:
+    with naming_damage(path, advice):
         checked = from_dict(
             _SweepFile,
             {"students": None, "select": None, "candidates": None, "evaluations": {}, **values},
@@ -379,8 +379,6 @@ def read_sweep(run: str) -> dict[str, Any]:
         rows = (*checked.runs, *(checked.candidates or ()))
         for folder in (*(row.run for row in rows), *checked.evaluations.values()):
             require_inside(folder)
-    except EntryError as error:
-        raise damaged(path, error, advice) from error
     for row in (*values["runs"], *values.get("candidates", ())):
         row |= {"evaluation": shown} if (shown := checked.evaluations.get(row["run"])) else {}
         row["run"] = f"{run}/{row['run']}"

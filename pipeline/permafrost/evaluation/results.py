@@ -25,12 +25,12 @@ from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
 from permafrost.config.models import Picture, frame_of
 from permafrost.config.verbs import EvaluateConfig, EvaluationRun
 from permafrost.core.errors import ConfigError, require
-from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
+from permafrost.core.json_entries import from_dict, require_digest, require_entry
 from permafrost.evaluation.evaluator import METRICS
 from permafrost.runs.folder import CONFIG_NAME, passes_in, read_config, saved_options
 from permafrost.storage.files import file_at
-from permafrost.storage.signed_files import damaged, read_json, write_json
-from permafrost.storage.untrusted import FormatError, load_tensors
+from permafrost.storage.signed_files import damaged, naming_damage, read_json, write_json
+from permafrost.storage.untrusted import load_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -291,7 +291,7 @@ def read_metrics_file(path: Path, advice: str) -> dict[str, Any]:
         DamagedFileError: If the digest is wrong, or an entry has a wrong type or range.
     """
     findings = {"evaluators": {}, "written": {}, **_NO_PICTURES, **read_json(path, advice)}
-    try:
+    with naming_damage(path, advice):
         checked = from_dict(_MetricsFile, findings)
         for split, metrics in checked.splits.items():
             records = metrics.get("records", 0)
@@ -302,8 +302,6 @@ def read_metrics_file(path: Path, advice: str) -> dict[str, Any]:
                 require_entry(is_number, f"{split}.{name} is {str(number)[:80]!r}")
         for digest in checked.written.values():
             require_digest(digest)
-    except EntryError as error:
-        raise damaged(path, error, advice) from error
     return findings
 
 
@@ -365,10 +363,8 @@ def load_written(folder: Path, name: str) -> dict[str, Tensor]:
         DamagedFileError: If the bytes are not those that metrics.json lists, or not those of tensors.
     """
     path = check_written(folder, name)
-    try:
+    with naming_damage(path, f"delete {folder} and evaluate again"):
         return load_tensors(path)
-    except FormatError as error:
-        raise damaged(path, error, f"delete {folder} and evaluate again") from error
 
 
 def missing_evaluators(folder: Path, config: EvaluateConfig) -> tuple[str, ...]:

@@ -23,14 +23,19 @@ from permafrost.config.models import ModelConfig, Picture, is_weights_file
 from permafrost.config.options import Role, options_of
 from permafrost.config.plugins import plugin_digests
 from permafrost.core.errors import ConfigError, FileError, require, shorten
-from permafrost.core.json_entries import EntryError, from_dict, require_digest, require_entry
+from permafrost.core.json_entries import from_dict, require_digest, require_entry
 from permafrost.core.progress import log_once
 from permafrost.core.records import are_numbers, describe_other_names
 from permafrost.models.file_kinds import describe_foreign_folder
 from permafrost.runs.folder import run_identity, saved_options
 from permafrost.storage.files import file_at
 from permafrost.storage.object_cache import local_file
-from permafrost.storage.signed_files import SIGNATURE, DigestError, check_json, damaged
+from permafrost.storage.signed_files import (
+    SIGNATURE,
+    check_json,
+    damaged,
+    naming_damage,
+)
 from permafrost.store.manifest import MAX_FRAME_PIXELS
 
 logger = logging.getLogger("permafrost.models")
@@ -114,15 +119,13 @@ def read_entries(folder: Path) -> ModelDescription:
             run.
     """
     path = folder / DESCRIPTION_NAME
-    try:
+    with naming_damage(path, _ADVICE.format(path=path)):
         described = from_dict(
             ModelDescription,
             {"run": None, "picture": None, "explainer": ""} | check_json(file_at(path).read()),
         )
         run = described.run and run_identity(folder)
         require_entry(run in (None, described.run), "it is that of another run")
-    except (DigestError, EntryError) as error:
-        raise damaged(path, error, _ADVICE.format(path=path)) from error
     return described
 
 

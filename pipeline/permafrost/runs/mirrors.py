@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from permafrost.core.errors import MAX_NAME_BYTES, FileError, quote
+from permafrost.core.errors import MAX_NAME_BYTES, quote
 from permafrost.storage import buckets
 from permafrost.storage.addresses import Bucket, is_address, parse_bucket
 from permafrost.storage.files import file_at
-from permafrost.storage.local_files import PARTIAL_SUFFIX, write_error
+from permafrost.storage.local_files import PARTIAL_SUFFIX, described_errors, write_error
 from permafrost.storage.lock import LOCK_NAME, folder_lock
 from permafrost.storage.object_cache import cache_folder, scratch_folder_of
 from permafrost.storage.rooted_paths import rooted
@@ -226,16 +226,13 @@ def _stamp(path: Path) -> list[int] | None:
 def _download(address: str, path: Path, size: int) -> None:
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data, _ = buckets.read_object(address)
-        partial.write_bytes(data)
-        partial.replace(path)
+        with described_errors(write_error, path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data, _ = buckets.read_object(address)
+            partial.write_bytes(data)
+            partial.replace(path)
     except FileNotFoundError:
         logger.debug("%s was removed while the folder was fetched", address)
-    except FileError:
-        raise
-    except OSError as error:
-        raise write_error(path, error) from error
     finally:
         with suppress(OSError):  # the original error is more informative
             partial.unlink()

@@ -12,15 +12,18 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from permafrost.core.digests import plain_values
 from permafrost.core.errors import UserError
+from permafrost.core.json_entries import EntryError
 from permafrost.core.yaml_text import read_values
 from permafrost.storage.files import file_at
+from permafrost.storage.untrusted import FormatError
 
 _JSON_START, _JSON_END = b' "self_sha256": "', b'",'
 _YAML_START = b"# sha256: "
@@ -99,10 +102,8 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
         FileError: If it cannot be read.
     """
     raw = file_at(path).read()
-    try:
+    with naming_damage(path, advice):
         return check_json(raw)
-    except DigestError as error:
-        raise damaged(path, error, advice) from error
 
 
 def write_yaml(path: Path, text: str) -> None:
@@ -147,6 +148,15 @@ def damaged(path: Path, reason: object, advice: str) -> DamagedFileError:
         advice: Fix, for the end of the message.
     """
     return DamagedFileError(f"{path} is damaged: {reason}; {advice}")
+
+
+@contextmanager
+def naming_damage(path: Path, advice: str) -> Iterator[None]:
+    """Raise what a block finds wrong with the content of a file as a DamagedFileError; the arguments are its."""
+    try:
+        yield
+    except (DigestError, EntryError, FormatError) as error:
+        raise damaged(path, error, advice) from error
 
 
 def _compare(body: bytes, claimed: bytes | None) -> None:

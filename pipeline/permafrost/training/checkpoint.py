@@ -18,7 +18,7 @@ import torch
 from permafrost.core.errors import require
 from permafrost.runs.folder import CHECKPOINT_NAME
 from permafrost.storage.files import file_at
-from permafrost.storage.signed_files import DigestError, damaged
+from permafrost.storage.signed_files import DigestError, naming_damage
 from permafrost.training.state import Training
 
 _COMMENT = b"sha256:"
@@ -57,13 +57,9 @@ def load_checkpoint(training: Training, folder: Path) -> None:
             are the state of another training.
     """
     if (path := folder / CHECKPOINT_NAME).exists():
-        try:
+        with naming_damage(path, "delete it, and the training starts again at epoch 0"):
             _check_digest(path)
             _restore(training, path)
-        except DigestError as error:
-            raise damaged(
-                path, error, "delete it, and the training starts again at epoch 0"
-            ) from error
     training.distributed.require_equal(
         [training.epoch, training.step, training.global_step],
         f"ranks found different checkpoints in {folder}; put the run's folder on storage that all nodes share",

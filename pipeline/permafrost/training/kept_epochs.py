@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permafrost.core.json_entries import EntryError
 from permafrost.storage.files import file_at
-from permafrost.storage.signed_files import damaged, read_json, write_json
+from permafrost.storage.signed_files import naming_damage, read_json, write_json
 
 if TYPE_CHECKING:
     from permafrost.models.classifier import Classifier
@@ -32,10 +31,8 @@ def read_listed(
     if not path.exists():
         return []
     values = read_json(path, advice)
-    try:
+    with naming_damage(path, advice):
         check(values)
-    except EntryError as error:
-        raise damaged(path, error, advice) from error
     entries: list[dict[str, Any]] = values[section]
     return entries
 

@@ -31,8 +31,8 @@ from permafrost.losses.base import LossTerms
 from permafrost.runs.folder import run_identity
 from permafrost.runs.trackers import TrackedRun, Tracker
 from permafrost.storage.files import file_at
-from permafrost.storage.local_files import write_error
-from permafrost.storage.signed_files import DigestError, damaged
+from permafrost.storage.local_files import described_errors, write_error
+from permafrost.storage.signed_files import DigestError, damaged, naming_damage
 from permafrost.training.state import Training
 
 METRIC_LOG_NAME = "metrics.jsonl"
@@ -174,22 +174,16 @@ class MetricWriter:
         """Append a line to the file and its numbers to the tracker."""
         body = json.dumps(plain_values(line))[:-1]
         self._digest = _chain(self._digest, body.encode())
-        try:
-            with self.path.open("a") as file:
-                file.write(f'{body}{_DIGEST_START}{self._digest}"}}\n')
-        except OSError as error:
-            raise write_error(self.path, error) from error
+        with described_errors(write_error, self.path), self.path.open("a") as file:
+            file.write(f'{body}{_DIGEST_START}{self._digest}"}}\n')
         self.tracker.add(line)
 
     def sync(self) -> None:
         """Make the lines durable, before a checkpoint that continues them."""
         if not self.path.exists():
             return
-        try:
-            with self.path.open("ab") as file:
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise write_error(self.path, error) from error
+        with described_errors(write_error, self.path), self.path.open("ab") as file:
+            os.fsync(file.fileno())
 
 
 def read_metrics(folder: Path, steps: int | None = None) -> Iterator[dict[str, float]]:
@@ -208,12 +202,10 @@ def read_metrics(folder: Path, steps: int | None = None) -> Iterator[dict[str, f
     if not (path := folder / METRIC_LOG_NAME).exists():
         return
     last, end, raw = None, 0, file_at(path).read()
-    try:
+    with naming_damage(path, _ADVICE):
         for line in _iter_lines(raw, run_identity(folder) or ""):
             last, end = line.values["step"], line.end
             yield line.values
-    except DigestError as error:
-        raise damaged(path, error, _ADVICE) from error
     if steps is not None and last != steps:
         raise damaged(path, f"it ends at step {last}, but the training had {steps}", _ADVICE)
     if steps is not None and end != len(raw):
