@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import inf, isnan, prod
-from time import perf_counter
 
 import numpy as np
 
@@ -38,7 +38,7 @@ from permafrost.store.frames import ShardFrames
 from permafrost.store.reader import Store, TeacherPass
 from permafrost_estimate.options import EstimateOptions
 from permafrost_estimate.sample import Whole
-from permafrost_estimate.steps import annotator_of
+from permafrost_estimate.steps import annotator_of, seconds_of
 from permafrost_estimate.turns import TimeBudget
 from permafrost_estimate.volume import pass_parts
 from permafrost_evaluators.equivariance import RECIPE, compare_views
@@ -130,13 +130,9 @@ def _view_seconds(
     keys = [store.index.shard_keys(store.shards.number_of(shard.name))[row] for row in rows]
     drawn = views.draw(store, shard).select(slice(0, len(rows)))
     batch = read_inputs(ShardFrames(store, shard, rows), drawn, annotator.input_size, 0, len(rows))
-
-    def annotate() -> float:
-        started = perf_counter()
-        annotator.annotate([batch], keys, drawn)
-        return (perf_counter() - started) / len(rows)
-
-    return min(budget.in_turn({"": annotate}, rounds, "views", share=0.6)[""])
+    work = partial(annotator.annotate, [batch], keys, drawn)
+    sides = {"": partial(seconds_of, work, len(rows))}
+    return min(budget.in_turn(sides, rounds, "views", share=0.6)[""])
 
 
 def _distances(

@@ -183,10 +183,10 @@ def seconds_of_teacher(config: PrecomputeConfig, store: Store) -> float:
     with torch_threads(config.cluster.threads_per_actor):
         annotate = partial(annotator_of(plan_pass(config, store)).annotate, [frames], keys)
         annotate()  # the first one warms up
-        return _seconds_of(annotate, count)
+        return seconds_of(annotate, count)
 
 
-def _seconds_of(work: Callable[[], object], records: int) -> float:
+def seconds_of(work: Callable[[], object], records: int) -> float:
     """Run a function and return its seconds per record.
 
     Args:
@@ -267,7 +267,7 @@ def measure_annotation(
             "decoding": partial(records.read, 0, count),
             "teacher": partial(annotator_of(plan).annotate, [frames], keys),
         }
-        sides = {name: partial(_seconds_of, work, count) for name, work in works.items()}
+        sides = {name: partial(seconds_of, work, count) for name, work in works.items()}
         seconds = budget.in_turn(sides, rounds, "annotation", share=0.5)
     return TeacherTimes(**{name: spread_of(times) for name, times in seconds.items()})
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from statistics import mean
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -144,7 +143,7 @@ def compare_views(
     (teacher, *_) = dataset.passes
     explain = None if teacher.explainer is None else explainer_named(teacher.explainer)
     has_features = bool(dataset.intermediate_fields[0])
-    compared: dict[str, list[_Compared]] = {name: [] for name in recipes}
+    compared: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in recipes}
     errors: dict[str, dict[str, LostVariance]] = {name: {} for name in recipes}
     start = 0
     for batch in batches:
@@ -297,26 +296,20 @@ def probability_spread(probabilities: Tensor) -> float | None:
     return float(drawn.mean(dim=1).std(dim=0).mean())
 
 
-class _Compared(NamedTuple):
-    """Comparison of n records."""
-
-    cosine: Tensor
-    """Cosine of the maps, nan if a map is zero, [n]."""
-    kl: Tensor
-    """KL divergence, nan if the pass has no logits, [n]."""
-    agrees: Tensor
-    """True where the top-1 class is the same, nan if the pass has no logits, [n]."""
-    probabilities: Tensor
-    """Softmax of the teacher's logits of the view, [n, K]."""
-
-
 def _has_features(context: EvaluationContext) -> bool:
     passes = context.dataset.passes
     return bool(passes) and bool(passes[0].fields_of(FEATURES))
 
 
-def _compare(model: EvaluatedModel, explain: Explainer | None, batch: Batch) -> _Compared:
-    """Compare the stored targets of a batch's views with the teacher's output."""
+def _compare(
+    model: EvaluatedModel, explain: Explainer | None, batch: Batch
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compare the stored targets of a batch's views with the teacher's output.
+
+    Returns:
+        Cosine of the maps [n], nan if a map is zero; KL divergence [n], and whether the top-1 class is the same [n],
+        both nan if the pass has no logits; softmax of the teacher's logits of the view [n, K].
+    """
     stored = batch.targets[0]
     images = view_images(batch, model.input_size)
     cosine = torch.full((len(images), 1), float("nan"))
@@ -333,13 +326,13 @@ def _compare(model: EvaluatedModel, explain: Explainer | None, batch: Batch) -> 
     probabilities = logits.softmax(dim=1).cpu()
     if stored.logits is None:
         unknown = torch.full((len(images),), float("nan"))
-        return _Compared(cosine.flatten().cpu(), unknown, unknown, probabilities)
+        return cosine.flatten().cpu(), unknown, unknown, probabilities
     before, after = (
         outcome_log_probs(outputs, stored.logits, tau=1.0) for outputs in (stored.logits, logits)
     )
     kl = F.kl_div(before, after, reduction="none", log_target=True).sum(dim=1)
     agrees = top_class(stored.logits) == logits.argmax(dim=1)
-    return _Compared(cosine.flatten().cpu(), kl.cpu(), agrees.cpu(), probabilities)
+    return cosine.flatten().cpu(), kl.cpu(), agrees.cpu(), probabilities
 
 
 _PAGE = Page(

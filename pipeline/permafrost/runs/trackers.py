@@ -14,7 +14,7 @@ import logging
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
@@ -149,27 +149,25 @@ class Tracker:
         """Add the numbers of a line of metrics, at its step."""
         if self._client is not None and line["step"] > self._client.last_step:
             numbers = {name: line[name] for name in line if name not in ("step", "epoch")}
-            with self._giving_up():
-                self._client.log(numbers, int(line["step"]))
+            self._tell(lambda client: client.log(numbers, int(line["step"])))
 
     def add_results(self, numbers: Mapping[str, float]) -> None:
         """Add the numbers of an evaluation, which are of no step."""
-        if self._client is not None:
-            with self._giving_up():
-                self._client.log_results(numbers)
+        self._tell(lambda client: client.log_results(numbers))
 
     def add_picture(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
         """Add a picture [H, W, 3] at a step, if the tracker shows pictures."""
-        if self._client is not None:
-            with self._giving_up():
-                self._client.log_picture(name, pixels, step)
+        self._tell(lambda client: client.log_picture(name, pixels, step))
 
     def close(self, is_finished: bool = True) -> None:
         """End the tracked run, as finished or as failed."""
+        self._tell(lambda client: client.close(is_finished))
+        self._client = None
+
+    def _tell(self, message: Callable[[TrackerClient], None]) -> None:
         if self._client is not None:
             with self._giving_up():
-                self._client.close(is_finished)
-        self._client = None
+                message(self._client)
 
     @contextmanager
     def _giving_up(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, ClassVar, TypeAlias
 from urllib.parse import unquote
 
@@ -231,9 +232,8 @@ class ImageSample:
         self.photographs += sample.photographs
         self.counts.update(sample.counts)
         for topic, texts in sample.notes.items():
-            for name, text in texts.items():
-                if len(self.notes[topic]) < _NAMED_FILES:
-                    self.notes[topic][name] = text
+            noted = (self.notes[topic] | texts).items()
+            self.notes[topic] = dict(islice(noted, _NAMED_FILES))
 
     @property
     def typical_largest(self) -> int:
