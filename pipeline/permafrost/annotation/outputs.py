@@ -6,7 +6,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -68,20 +68,24 @@ class Framing:
     """True if the teacher also receives horizontal flips, so that fields get a first axis of two."""
 
 
-class OutputKind(Protocol):
-    """One kind of teacher output to store.
+class OutputKind(ABC):
+    """One kind of teacher output to store. A class of the same members need not derive from it.
 
     An output may have an attribute `framing: Framing`, if the teacher shall receive other images than the whole frame
     for it. Each of these is another forward pass, and its fields are encoded one by one.
     """
 
-    @property
-    def intermediates(self) -> Intermediates:
-        """Intermediates of a forward pass that it needs in addition to logits and features."""
+    intermediates: Intermediates = NO_INTERMEDIATES
+    """Intermediates of a forward pass that it needs in addition to logits and features."""
 
+    def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
+        self.config = config
+
+    @abstractmethod
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         """Return the fields that it stores, given an example output."""
 
+    @abstractmethod
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
         """Encode the fields of a batch on its device. The values of a record depend on that record only.
 
@@ -101,15 +105,13 @@ _MAX_UINT16 = 2**16 - 1
 """Number of classes that u16 can number, without 65,535, which is padding."""
 
 
-class LogitsOutput:
+class LogitsOutput(OutputKind):
     """Field logits f16 [K], or with annotate.logits=topk top_logits f16 [k], top_class [k] and rest_logits f32 [T].
 
     With annotate.logits_dtype=float32 logits and top_logits are f32. The largest logits are in descending order.
     top_class is u16 up to 65,535 classes and i32 above. rest_logits is log sum exp(logit / tau) over the K - k other
     classes at each of the T temperatures, and 0 if there are none.
     """
-
-    intermediates = NO_INTERMEDIATES
 
     def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
         self.config = config
@@ -181,14 +183,12 @@ def split_logits(
 # ---- explanation map -------------------------------------------------------------------------------
 
 
-class MapsOutput:
+class MapsOutput(OutputKind):
     """Fields map [E, A, h, w] with maximum absolute value 1, map_scale f32 [E] and target_class i32 [E].
 
     The classes are selected by the float32 logits and stored, because rounded logits may tie. If a record has fewer
     than E classes, the last entries are NO_CLASS with a map of zeros.
     """
-
-    intermediates = NO_INTERMEDIATES
 
     def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
         self.dtype = config.map_dtype
@@ -262,13 +262,8 @@ def lowest_cosine(values: Tensor, stored: Tensor, scale: Tensor | None = None) -
 # ---- intermediates ---------------------------------------------------------------------------------
 
 
-class _SpatialOutput(ABC):
+class _SpatialOutput(OutputKind):
     """Base for fields [..., h, w] f16 with spatial maximum 1, and <field>_scale f32 [...] ([1] for a single map)."""
-
-    intermediates: ClassVar[Intermediates]
-
-    def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
-        self.config = config
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         specs = []
@@ -335,7 +330,7 @@ class FeaturesOutput(_SpatialOutput):
     intermediates = Intermediates(stages=True)
 
     def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
-        self.config = config
+        super().__init__(config, explainer)
         self.framing = Framing(margin=config.features_margin, mirrored=config.features_mirror)
         self.projections: Mapping[str, Projection] = {}
         """Projection of each field that has one, of the fields that it projects."""
@@ -412,13 +407,10 @@ class ClassMapsOutput(_SpatialOutput):
 # ---- pooled feature --------------------------------------------------------------------------------
 
 
-class PooledOutput:
+class PooledOutput(OutputKind):
     """Field pooled f16 [d], which has no spatial position and is not changed by a view's transform."""
 
     intermediates = Intermediates(pooled=True)
-
-    def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
-        pass
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         return [
@@ -439,10 +431,8 @@ class PooledOutput:
 # ---- fold ------------------------------------------------------------------------------------------
 
 
-class FoldOutput:
+class FoldOutput(OutputKind):
     """Field fold i32 [1]: the fold, from 0, whose network was not trained on the record and has annotated it."""
-
-    intermediates = NO_INTERMEDIATES
 
     def __init__(self, networks: FoldsClassifier) -> None:
         self.networks = networks

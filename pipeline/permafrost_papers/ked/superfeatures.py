@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from permafrost.annotation.outputs import BatchInfo, EncodedFields, lowest_cosine
+from permafrost.annotation.outputs import BatchInfo, EncodedFields, OutputKind, lowest_cosine
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.store import PassOptions
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import FieldSpec
-from permafrost.models.classifier import NO_INTERMEDIATES, Classifier, ModelOutput
+from permafrost.models.classifier import Classifier, ModelOutput
 from permafrost.models.compute import exact_float32
 from permafrost.store.codecs import encode_unit
 from permafrost_papers.ked.losses import superfeature_fields
@@ -22,13 +22,11 @@ from permafrost_papers.ked.partition import class_centered
 from permafrost_papers.ked.subnets import HIDDEN, LOGITS, AdditiveClassifier
 
 
-class SuperfeatureOutput:
+class SuperfeatureOutput(OutputKind):
     """Fields superfeature_logits [M, K], centered over classes with maximum 1, and superfeature_logits_scale f32 [M].
 
     They have no spatial position, so they cannot be transformed with a view.
     """
-
-    intermediates = NO_INTERMEDIATES
 
     def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
         self.dtype = config.added["superfeature_dtype"]
@@ -61,16 +59,11 @@ class SuperfeatureOutput:
         )
 
 
-class HiddenOutput:
+class HiddenOutput(OutputKind):
     """Field superfeature_hidden f16 [M, width]: the last hidden layer of each subnet, for method.lambda_hint.
 
     It has no spatial position, so it cannot be transformed with a view.
     """
-
-    intermediates = NO_INTERMEDIATES
-
-    def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
-        pass
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         return [
