@@ -284,6 +284,11 @@ class DistillationLoss(nn.Module, LossCallbacks):
     distributed: DistributedContext = DistributedContext()
     """Processes that train together, set by the training. State per record must be the same on all of them."""
 
+    def __init__(self, config: Any = None) -> None:
+        """Keep the options of the method as `config`."""
+        super().__init__()
+        self.config = config
+
     @property
     def needs(self) -> Needs:
         """Inputs that the loss reads."""

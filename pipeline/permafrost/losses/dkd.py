@@ -53,9 +53,7 @@ class DKDLoss(DistillationLoss):
     The terms are tau^2 times TCKD and NCKD, averaged over the records whose label is known.
     """
 
-    def __init__(self, config: DKDConfig) -> None:
-        super().__init__()
-        self.config = config
+    config: DKDConfig
 
     @property
     def needs(self) -> Needs:

@@ -54,9 +54,10 @@ class FeatureKDLoss(DistillationLoss):
     restores_features: ClassVar[bool] = False
     """True if features of a pass with annotate.features_channels get the teacher's channels back."""
 
+    config: FeatureKDConfig
+
     def __init__(self, config: FeatureKDConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.restored: RestoredFeatures | None = None
         self.standardization: Standardization = getattr(config, "standardize", "none")
         self.standards: dict[str, tuple[Tensor, Tensor]] = {}

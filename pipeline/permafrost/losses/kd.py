@@ -19,9 +19,7 @@ from permafrost.losses.logit_distances import LOGIT_LOSSES
 class KDLoss(DistillationLoss):
     """Loss lambda_ce * ce + lambda_kd * kd, where the supervised term is bce if records have many labels."""
 
-    def __init__(self, config: KDConfig) -> None:
-        super().__init__()
-        self.config = config
+    config: KDConfig
 
     @property
     def needs(self) -> Needs:

@@ -139,9 +139,7 @@ def label_term(logits: Tensor, labels: AnyLabels, weight: float = 1.0) -> Term:
 class LabelsLoss(DistillationLoss):
     """Loss on labels only, the baseline without a teacher."""
 
-    def __init__(self, config: LabelsConfig | LabelTeachingConfig) -> None:
-        super().__init__()
-        self.config = config
+    config: LabelsConfig | LabelTeachingConfig
 
     @property
     def needs(self) -> Needs:

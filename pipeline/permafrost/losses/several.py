@@ -41,9 +41,10 @@ class SeveralLoss(DistillationLoss):
     L_n. All ranks leave out the same terms. Parameters that no other term reaches have a gradient of 0 then.
     """
 
+    config: SeveralConfig
+
     def __init__(self, config: SeveralConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.losses = nn.ModuleList(build_loss(term.method) for term in config.terms)
         self.weights: dict[str, float] = {}
         """Weight in the sum of each metric that is a term."""

@@ -105,9 +105,10 @@ class KEDLoss(DistillationLoss):
     student_coarsening: Tensor | None
     """Superfeature of the compared level for each of the student's, i64 [M], None if it is the student's finest."""
 
+    config: KEDConfig
+
     def __init__(self, config: KEDConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.hint = nn.Identity()
         """Linear map from the student's hidden layers to the teacher's, created by `build`."""
         self.register_buffer("student_coarsening", None, persistent=False)
