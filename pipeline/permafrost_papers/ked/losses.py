@@ -150,7 +150,7 @@ class KEDLoss(DistillationLoss):
         for name, hierarchy in teachers.items():
             assert hierarchy is not None  # passes without superfeature_logits have been rejected
             require_same_level(student, hierarchy, number, name)
-            self.teacher_coarsenings.append(hierarchy[number - 1].of_finest)
+            self.teacher_coarsenings.append(hierarchy[number - 1].group_of_finest)
             require(
                 method.chimera_fraction == 0 or in_input_mode[name],
                 f"method.chimera_fraction={method.chimera_fraction} combines the teacher's superfeature logits of "
@@ -158,7 +158,7 @@ class KEDLoss(DistillationLoss):
                 "conv, or set method.chimera_fraction=0",
             )
         if number < len(student):
-            self.student_coarsening = student[number - 1].of_finest
+            self.student_coarsening = student[number - 1].group_of_finest
         if method.chimera_fraction > 0 and method.lambda_ked > 0:
             self.transforms = (
                 Chimeras(

@@ -232,7 +232,7 @@ class PartitionLevel:
     """Hash of its groups, independent of finer levels. Levels with equal hashes can be compared."""
 
     @property
-    def of_finest(self) -> Tensor:
+    def group_of_finest(self) -> Tensor:
         """Superfeature of this level for each of the finest ones, i64 [M]."""
         return torch.tensor(self.coarsening)
 

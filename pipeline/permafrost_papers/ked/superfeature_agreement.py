@@ -90,7 +90,7 @@ def _levels(context: EvaluationContext) -> tuple[int, Tensor, Tensor]:
     student = hierarchy_of(network.partition)
     number = min(len(student), len(teacher))
     require_same_level(student, teacher, number, passes[0].name)
-    return number, student[number - 1].of_finest, teacher[number - 1].of_finest
+    return number, student[number - 1].group_of_finest, teacher[number - 1].group_of_finest
 
 
 EVALUATOR = Evaluator(

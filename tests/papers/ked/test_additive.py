@@ -239,14 +239,16 @@ def test_coarsened_superfeatures_are_group_sums_down_to_the_logits():
     fine = output.extras[LOGITS]
 
     for number in range(1, 8):
-        coarse = coarsen(fine, hierarchy[number - 1].of_finest, number)
+        coarse = coarsen(fine, hierarchy[number - 1].group_of_finest, number)
         for group in range(number):
             members = partition.assignment(7)[partition.assignment(number) == group].unique()
             assert torch.allclose(coarse[:, group], fine[:, members].sum(dim=1), atol=1e-6)
 
-    assert torch.allclose(coarsen(fine, hierarchy[0].of_finest, 1)[:, 0], output.logits, atol=1e-6)
-    assert torch.equal(coarsen(fine, hierarchy[6].of_finest, 7), fine)
-    assert coarsen(fine.half(), hierarchy[1].of_finest, 2).dtype == torch.float32
+    assert torch.allclose(
+        coarsen(fine, hierarchy[0].group_of_finest, 1)[:, 0], output.logits, atol=1e-6
+    )
+    assert torch.equal(coarsen(fine, hierarchy[6].group_of_finest, 7), fine)
+    assert coarsen(fine.half(), hierarchy[1].group_of_finest, 2).dtype == torch.float32
 
 
 DONORS = torch.tensor([[0, 1, 2], [3, 3, 0], [2, 2, 2]])

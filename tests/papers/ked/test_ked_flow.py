@@ -130,7 +130,7 @@ def test_a_pass_declares_its_superfeatures_and_verifies(ked_store):
     assert teacher.manifest.added["partition_sha256"] == partition.sha256
     for number in range(1, M + 1):
         assert torch.equal(
-            pass_hierarchy(teacher)[number - 1].of_finest, partition.coarsening(number)
+            pass_hierarchy(teacher)[number - 1].group_of_finest, partition.coarsening(number)
         )
     assert teacher.manifest.fidelity["superfeature_logits"] > 0.99999
     assert teacher.manifest.fidelity[HIDDEN] > 0.99999

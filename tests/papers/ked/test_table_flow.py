@@ -180,11 +180,11 @@ def test_a_coarser_level_of_the_pass_is_the_sum_of_its_groups(taught_table):
     fine = decode_intermediates(batch.targets[0])["superfeature_logits"]
 
     for number in range(1, M + 1):
-        coarse = coarsen(fine, pass_hierarchy(teacher)[number - 1].of_finest, number)
+        coarse = coarsen(fine, pass_hierarchy(teacher)[number - 1].group_of_finest, number)
         for group in range(number):
             members = partition.assignment(M)[partition.assignment(number) == group].unique()
             assert torch.allclose(coarse[:, group], fine[:, members].sum(dim=1), atol=1e-5)
-    whole = coarsen(fine, pass_hierarchy(teacher)[0].of_finest, 1)[:, 0]
+    whole = coarsen(fine, pass_hierarchy(teacher)[0].group_of_finest, 1)[:, 0]
     assert torch.allclose(whole, class_centered(batch.targets[0].logits), atol=2e-2)
 
 
