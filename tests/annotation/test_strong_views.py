@@ -570,18 +570,15 @@ def compare_recipe(number):
     return operations, np.abs(image - wanted), errors
 
 
-def has_steps(operations):
-    return any(
-        isinstance(operation, PolicyConfig) or operation.kind in SMOOTH for operation in operations
-    )
-
-
 @pytest.mark.parametrize("count", [100, slow(1000)])
 def test_random_recipes_are_those_of_a_reference(count):
     images, stepped, targets = [], [], []
     for number in range(count):
         operations, error, of_targets = compare_recipe(number)
-        (stepped if has_steps(operations) else images).append(error)
+        has_steps = any(
+            isinstance(each, PolicyConfig) or each.kind in SMOOTH for each in operations
+        )
+        (stepped if has_steps else images).append(error)
         targets += of_targets
 
     assert len(images) > count / 5

@@ -15,12 +15,6 @@ from permafrost.config.cluster import LocalClusterConfig
 from permafrost.core.tasks import ShardResult
 
 
-def shard_result(waited, *, records=10, seconds=1.0):
-    return ShardResult(
-        name="s", records=records, seconds=seconds, waits={"decode": waited}, report=None
-    )
-
-
 @pytest.fixture
 def said():
     return []
@@ -31,7 +25,9 @@ def choices(said, waits, **options):
     tasks = DecodeTasks(LocalClusterConfig(**options), said.append)
     used = []
     for waited in waits:
-        tasks.choose(shard_result(waited))
+        waits_of_shard = {"decode": waited}
+        result = ShardResult(name="s", records=10, seconds=1.0, waits=waits_of_shard, report=None)
+        tasks.choose(result)
         used.append(tasks.is_used)
     return used
 

@@ -298,12 +298,9 @@ def test_a_killed_driver_is_taken_up_again_by_any_number_of_ranks(frozen, tmp_pa
             distill_command(frozen, run, f"trainer.ranks={ranks}"), check=True, **options
         )
     killed, whole = (
-        [line["step"] for line in read_lines(tmp_path, run)] for run in ("killed", "whole")
+        [line["step"] for line in read_metrics(tmp_path / "runs" / run / "distill")]
+        for run in ("killed", "whole")
     )
     assert killed == whole
     if then == 2:
         assert_equal_states(weights_of("killed"), weights_of("whole"))
-
-
-def read_lines(folder, run):
-    return list(read_metrics(folder / "runs" / run / "distill"))

@@ -20,14 +20,11 @@ def config_of(**options):
     )
 
 
-def write_results(folder, options):
-    add_result(
-        folder, NAME, {"test": {"score": 1.0}}, options=options, files={}, records={"test": 5}
-    )
-
-
 def test_results_of_other_options_are_refused(tmp_path):
-    write_results(tmp_path, evaluator_options(NAME, config_of(records=16)))
+    options = evaluator_options(NAME, config_of(records=16))
+    add_result(
+        tmp_path, NAME, {"test": {"score": 1.0}}, options=options, files={}, records={"test": 5}
+    )
 
     with pytest.raises(ConfigError, match=r"records=16, but this one has .*delete .* again"):
         missing_evaluators(tmp_path, config_of())

@@ -142,7 +142,7 @@ def test_facts_of_a_pass_are_written_once_and_measured_without_the_file(frozen, 
 
 
 def test_normalization_that_nobody_named_is_marked(tmp_path, tiny_teacher, frozen):
-    assumed = store_facts(frozen)["teacher"]["normalization"]
+    assumed = open_store(frozen.store.path).facts()["teacher"]["normalization"]
     assert assumed.source == "assumed"
     assert "teacher.mean= and teacher.std= were not typed" in assumed.warning
     config = precompute_config(
@@ -154,7 +154,3 @@ def test_normalization_that_nobody_named_is_marked(tmp_path, tiny_teacher, froze
     typed = made.facts["teacher"]["normalization"]
     assert (typed.source, typed.warning) == ("typed", "")
     assert typed.value == assumed.value == "mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
-
-
-def store_facts(frozen):
-    return open_store(frozen.store.path).facts()

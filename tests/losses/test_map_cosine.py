@@ -206,27 +206,26 @@ def test_zero_student_map_has_a_small_gradient_and_leaves_the_others_theirs():
     assert terms.statistics["valid_map_fraction"].item() == 7 / 8
 
 
-@pytest.mark.parametrize(("normalize_by", "expected"), [("batch", 0.02), ("valid", 0.04)])
-def test_map_term_of_a_batch_with_one_zero_map_matches_hand_computation(normalize_by, expected):
+@pytest.mark.parametrize(
+    ("normalize_by", "second", "valid", "expected"),
+    [
+        ("batch", [0.0, 0.0], None, 0.02),
+        ("valid", [0.0, 0.0], None, 0.04),
+        ("valid", [0.0, 1.0], torch.tensor([[True], [False]]), 0.04),
+    ],
+)
+def test_map_term_of_one_pair_of_two_matches_hand_computation(
+    normalize_by, second, valid, expected
+):
     # Without upsampling, the first pair has the cosine (3 * 4 + 4 * 3) / (5 * 5) = 0.96.
-    student_maps = one_row_maps([3.0, 4.0], [1.0, 2.0])
-    teacher_maps = one_row_maps([4.0, 3.0], [0.0, 0.0])
+    student_maps = one_row_maps([3.0, 4.0], [1.0, 0.0])
+    teacher_maps = one_row_maps([4.0, 3.0], second)
+    options = {"lambda_map": 5.0, "normalize_by": normalize_by, "map_valid": valid}
 
-    terms = map_terms(student_maps, teacher_maps, (1, 2), lambda_map=5.0, normalize_by=normalize_by)
+    terms = map_terms(student_maps, teacher_maps, (1, 2), **options)
 
     assert terms.terms["map"].item() == pytest.approx(expected, abs=1e-12)
     assert terms.total.item() == pytest.approx(5.0 * expected, abs=1e-12)
-    assert terms.statistics["valid_map_fraction"].item() == 0.5
-
-
-def test_map_term_leaves_out_pairs_that_the_targets_call_invalid():
-    student_maps = one_row_maps([3.0, 4.0], [1.0, 0.0])
-    teacher_maps = one_row_maps([4.0, 3.0], [0.0, 1.0])
-    map_valid = torch.tensor([[True], [False]])
-
-    terms = map_terms(student_maps, teacher_maps, (1, 2), map_valid=map_valid, normalize_by="valid")
-
-    assert terms.terms["map"].item() == pytest.approx(0.04, abs=1e-12)
     assert terms.statistics["valid_map_fraction"].item() == 0.5
 
 

@@ -172,22 +172,20 @@ def test_logits_of_a_network_that_crops_are_those_that_it_returns():
     assert "crops its images" in model.misplacement
 
 
-def test_a_grid_of_one_size_that_is_turned_after_the_convolutions_is_refused():
+@pytest.mark.parametrize(
+    ("pool", "said"),
+    [
+        (nn.AdaptiveAvgPool2d(8), "upper right quarter of the image is in the lower left"),
+        (nn.Identity(), "no two neighboring axes of it are the rows and columns"),
+    ],
+)
+def test_a_grid_that_is_turned_after_the_convolutions_is_refused(pool, said):
     class Turned(Changed):
         def forward(self, images):
-            features = F.adaptive_avg_pool2d(self.conv(images), 8).transpose(2, 3)
+            features = pool(self.conv(images)).transpose(2, 3)
             return self.head(self.grid(features).relu().mean(dim=(2, 3)))
 
-    with pytest.raises(ConfigError, match="upper right quarter of the image is in the lower left"):
-        permafrost.explain(Turned(nn.Identity()), torch.rand(2, 3, SIDE, SIDE), layer="grid")
-
-
-def test_a_grid_that_is_turned_after_the_convolutions_is_refused():
-    class Turned(Changed):
-        def forward(self, images):
-            return self.head(self.grid(self.conv(images).transpose(2, 3)).relu().mean(dim=(2, 3)))
-
-    with pytest.raises(ConfigError, match="no two neighboring axes of it are the rows and columns"):
+    with pytest.raises(ConfigError, match=said):
         permafrost.explain(Turned(nn.Identity()), torch.rand(2, 3, SIDE, SIDE), layer="grid")
 
 

@@ -145,10 +145,6 @@ def own_report(command=(), **options):
     return Path(report.run(report_config(None, "photos", command, store=store)).html).read_text()
 
 
-def section_of_setup(html):
-    return html[html.index('<h2 id="setup"') :].split("<h2")[1]
-
-
 def stated_commands(html):
     (block,) = re.findall(r'aria-label="Commands">(.*?)</pre>', html, re.DOTALL)
     return unescape(block).splitlines()
@@ -214,7 +210,7 @@ def test_a_page_names_the_pass_that_the_student_learned_from_not_a_later_one(lea
 
     html = own_report()
 
-    setup = section_of_setup(html)
+    setup = html[html.index('<h2 id="setup"') :].split("<h2")[1]
     assert first.name in setup
     assert later not in setup
     assert stated_commands(html) == made

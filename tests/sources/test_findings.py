@@ -1,5 +1,6 @@
 """Findings of a preview: each fires on data that deserve it, and not on their nearest neighbor that does not."""
 
+import csv
 import io
 import json
 import re
@@ -68,13 +69,9 @@ def table(root, columns, **options):
     names = [f"{i}.jpg" for i in range(count)]
     write_images(root, *names)
     rows = [["path", *columns], *zip(names, *columns.values(), strict=True)]
-    text = "\n".join(",".join(f'"{cell}"' for cell in map(_quoted, row)) for row in rows)
-    (root / "t.csv").write_text(text + "\n", encoding="utf-8")
+    with (root / "t.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(rows)
     return ImageTableDataConfig(path=str(root / "t.csv"), **options)
-
-
-def _quoted(cell):
-    return str(cell).replace('"', '""')
 
 
 def tars(root, members, name="train-000000.tar", classes=None, **options):
