@@ -89,6 +89,8 @@ class _Worker(NamedTuple):
     """Units of work that it has begun."""
     since: float = 0.0
     """Time since which it is at the same unit."""
+    is_writing: bool = False
+    """True while it writes or uploads a shard, which is no unit of work and may take long."""
 
 
 class Gate:
@@ -108,7 +110,7 @@ class Gate:
         self._alone: set[int] = set()
         """Shards that had such a death."""
         self._idle_reports = 0
-        """Times in a row that shards were left and all actors were between two shards."""
+        """Times in a row that shards were left and all actors were between two shards and wrote none."""
         self._begun: defaultdict[int, list[str]] = defaultdict(list)
         """Hosts of the actors that began to work on each shard."""
         self._names: dict[int, str] = {}
@@ -206,7 +208,7 @@ class Gate:
             self._changed.notify_all()
 
     async def report(
-        self, actor: str, handle: list[Any], host: str, shard: str, units: int
+        self, actor: str, handle: list[Any], host: str, shard: str, units: int, is_writing: bool
     ) -> None:
         """Note that an actor is alive.
 
@@ -216,13 +218,14 @@ class Gate:
             host: Its host.
             shard: Name of its shard, empty between two of them.
             units: Units of work that it has begun.
+            is_writing: Whether it writes or uploads a shard.
         """
         now = time.monotonic()
         before = self._workers.get(actor, _Worker(handle, host, now, since=now))
         if before.shard and units > before.units:
             self._unit_seconds.append((now - before.since) / (units - before.units))
         since = before.since if (before.shard, before.units) == (shard, units) else now
-        self._workers[actor] = _Worker(handle, host, now, shard, units, since)
+        self._workers[actor] = _Worker(handle, host, now, shard, units, since, is_writing)
 
     async def say(self, line: str) -> None:
         """Keep a line for the user."""
@@ -242,8 +245,8 @@ class Gate:
     async def take_silent(self) -> tuple[int, int, list[_Worker], list[str]]:
         """Return the numbers of actors and restarts, and the actors that have not reported or gone on for too long.
 
-        The last value has the names of shards without an answer, if all actors have been between two shards for so
-        many calls, once a second, that Ray Data must have lost them.
+        The last value has the names of shards without an answer, if all actors have been between two shards and
+        written none for so many calls, once a second, that Ray Data must have lost them.
 
         An actor that has begun no unit of work builds its network, which may take any time. The shards of a silent
         actor are given to others at once, as it is not started again before a host has room for it.
@@ -267,7 +270,8 @@ class Gate:
             del self._holders[number]
         await self._give(sorted(numbers))
         left = [*self._holders, *self._waiting]
-        is_idle = left and self._workers and not any(each.shard for each in self._workers.values())
+        works = [bool(each.shard) or each.is_writing for each in self._workers.values()]
+        is_idle = left and works and not any(works)
         self._idle_reports = self._idle_reports + 1 if is_idle else 0
         names = [self._names.get(number, f"number {number}") for number in left]
         stuck = names if self._idle_reports > _UNIT_SECONDS else []
@@ -292,6 +296,8 @@ class _ShardActor:
         self._context = TaskContext()
         self._decoding = DecodeTasks(config, gate.say.remote)
         self._shard = ""
+        self._writes: set[int] = set()
+        """Numbers of the shards that are being written or uploaded."""
         context = ray.get_runtime_context()
         self._actor, self._handle = context.get_actor_id(), [context.current_actor]
         self._node = context.get_node_id()
@@ -301,7 +307,7 @@ class _ShardActor:
         """Report every second, as long as this process lives."""
         who = self._actor, self._handle, os.uname().nodename
         while True:
-            self._gate.report.remote(*who, self._shard, units_of_work())
+            self._gate.report.remote(*who, self._shard, units_of_work(), bool(self._writes))
             time.sleep(_REPORT_SECONDS)
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
@@ -341,9 +347,10 @@ class _ShardActor:
                 ray.get(self._gate.begin.remote(assignment.number, name, self._actor, self._node))
                 result = self._task(assignment.work)(shard)
                 self._decoding.choose(result)
+                self._writes.add(assignment.number)
+                self._shard = ""
                 if assignment.is_alone:
                     uploads.send()
-                self._shard = ""
             if not assignment.is_alone:
                 uploads.send()
         except UserError as error:
@@ -352,6 +359,8 @@ class _ShardActor:
             return failure
         except BaseException:  # a SystemExit would end the actor
             return ShardFailure(traceback.format_exc(), is_shared=False)
+        finally:
+            self._writes.discard(assignment.number)
         return result
 
     def _task(self, work: int) -> ShardTask[Any]:
