@@ -283,19 +283,18 @@ def input_gradients(model: Classifier, images: Tensor, target_class: Tensor) -> 
 
 
 def class_gradients(
-    logits: Tensor, inputs: Tensor, target_class: Tensor, *, create_graph: bool, factor: float = 1.0
+    logits: Tensor, inputs: Tensor, target_class: Tensor, *, create_graph: bool
 ) -> Iterator[Tensor]:
-    """Iterate over factor * dz_c / d(inputs) of the E target classes, one backward pass each.
+    """Iterate over dz_c / d(inputs) of the E target classes, one backward pass each.
 
     Args:
         logits: z [B, K], whose graph is kept.
         inputs: Tensor that they depend on, [B, ...].
         target_class: c, i64 [B, E], of which negative entries count as class 0.
         create_graph: Whether the gradients have a graph of their own.
-        factor: Factor of the logits.
     """
     for classes in target_class.clamp(min=0).T:
-        score = factor * logits.gather(1, classes[:, None]).sum()
+        score = logits.gather(1, classes[:, None]).sum()
         yield torch.autograd.grad(score, inputs, create_graph=create_graph, retain_graph=True)[0]
 
 

@@ -56,9 +56,9 @@ def bcos_weights(model: Classifier, output: ModelOutput, target_class: Tensor) -
             features = features.detach().to(next(model.parameters()).dtype).requires_grad_()
             with exact_float32(features.device):
                 logits = model.forward_head(features, None)
-        lifted = class_gradients(logits, features, target_class, create_graph=trained, factor=_LIFT)
+        gradients = class_gradients(_LIFT * logits, features, target_class, create_graph=trained)
         with model.explanation_mode(), float32_products():
-            weights = [to_float32(weight) / _LIFT for weight in lifted]
+            weights = [to_float32(gradient) / _LIFT for gradient in gradients]
     return torch.stack(weights, dim=1) * (target_class >= 0)[:, :, None, None, None]
 
 
