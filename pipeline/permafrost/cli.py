@@ -37,7 +37,7 @@ from permafrost.core.errors import (
     printable,
     require,
     require_name,
-    system_remedy,
+    with_remedy,
 )
 from permafrost.core.interrupts import catch_signals, check_interrupted, keep_signals
 from permafrost.core.progress import TerminalHandler
@@ -110,8 +110,7 @@ def attempt(program: str, run: Callable[[], None]) -> tuple[int, str]:
         return 128 + signal.SIGPIPE, ""
     except OSError as error:  # an error of a disk, a network mount or a file name
         place = f"{error.filename}: " if error.filename and error.strerror else ""
-        remedy = f"; {remedy}" if (remedy := system_remedy(error)) else ""
-        code, reason = 1, printable(f"{place}{error.strerror or error}{remedy}")
+        code, reason = 1, printable(with_remedy(f"{place}{error.strerror or error}", error))
     else:
         return 0, ""
     return code, f"{program}: error: {reason}"

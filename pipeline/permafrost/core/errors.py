@@ -40,7 +40,8 @@ class DeviceError(UserError, RuntimeError):
 
 _AGAIN = "and run the same command again"
 _REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"free some space {_AGAIN}"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some space {_AGAIN}"),
+    errno.EFBIG: f"allow larger files (ulimit -f, or another file system) {_AGAIN}",
     **dict.fromkeys(
         (errno.EIO, errno.ESTALE, errno.ETIMEDOUT), f"look at the disk or its server, {_AGAIN}"
     ),
@@ -52,6 +53,11 @@ _REMEDIES = {
 def system_remedy(error: object) -> str:
     """Return what to do about an error of the operating system, empty where its kind does not say it."""
     return _REMEDIES.get(getattr(error, "errno", None) or 0, "")
+
+
+def with_remedy(text: str, error: object) -> str:
+    """Return a text about an error, with what to do about it if the operating system raised it."""
+    return "; ".join(filter(None, (text, system_remedy(error))))
 
 
 def printable(text: str) -> str:

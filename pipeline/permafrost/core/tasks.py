@@ -19,7 +19,7 @@ from functools import cached_property, partial
 from itertools import islice, zip_longest
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from permafrost.core.errors import UserError, system_remedy
+from permafrost.core.errors import UserError, with_remedy
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.progress import progress
 from permafrost.core.uploads import Uploads, collected_uploads
@@ -197,9 +197,10 @@ def run_task(task: Task, report: Callable[[str], None]) -> TaskOutcome:
     """
     try:
         task(report)
-    except (UserError, OSError) as error:
-        remedy = "" if isinstance(error, UserError) else system_remedy(error)
-        return TaskOutcome(name=task.name, error=f"{error}{'; ' * bool(remedy)}{remedy}")
+    except UserError as error:
+        return TaskOutcome(name=task.name, error=str(error))
+    except OSError as error:
+        return TaskOutcome(name=task.name, error=with_remedy(str(error), error))
     except Exception as error:
         return TaskOutcome(name=task.name, error=repr(error), traceback=traceback.format_exc())
     return TaskOutcome(name=task.name)

@@ -30,7 +30,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.core.errors import FileError, UserError, system_remedy
+from permafrost.core.errors import FileError, UserError, system_remedy, with_remedy
 from permafrost.storage.buckets import ReplacedError
 from permafrost.storage.rooted_paths import AnyPath, LinkError, RootedPath, refuses_links
 
@@ -69,9 +69,8 @@ def write_error(path: AnyPath, error: OSError) -> FileError:
 
 
 def read_error(path: AnyPath, error: OSError | ValueError) -> FileError:
-    remedy = f"; {remedy}" if (remedy := system_remedy(error)) else ""
     reason = getattr(error, "strerror", None) or error
-    return FileError(f"{path} cannot be read ({reason}){remedy}")
+    return FileError(with_remedy(f"{path} cannot be read ({reason})", error))
 
 
 def _error_with_path(path: object, error: OSError) -> OSError:
