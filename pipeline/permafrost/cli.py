@@ -105,6 +105,13 @@ def attempt(program: str, run: Callable[[], None]) -> tuple[int, str]:
         if (described := device_error(error)) is None:
             raise
         code, reason = 1, _text_of(described)
+    except SystemExit as error:  # its status may be that of a success
+        code, reason = (
+            1,
+            printable(
+                f"the code of a network, a plug-in or a library ended the program (SystemExit: {error})"
+            ),
+        )
     except BrokenPipeError:  # as in `permafrost distill --cfg job | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE, ""

@@ -35,7 +35,7 @@ def test_of_two_shards_of_a_dead_process_none_is_blamed_and_each_is_done_alone(g
 
     assert [(each.deaths, each.is_alone) for each in both] == [(0, True)] * 2
     assert [(each.deaths, each.is_alone) for each in again] == [(1, True), (2, True)]
-    assert (other.deaths, other.is_alone) == (0, True)  # with that which was given to its actor
+    assert (other.deaths, other.is_alone) == (0, True)  # its actor had been given another one, too
 
 
 def test_a_pass_whose_actors_are_between_shards_without_end_names_what_is_left(gate, monkeypatch):

@@ -70,3 +70,40 @@ def test_a_training_that_fails_after_it_has_begun_keeps_its_folder(permafrost, f
 
     assert code == 1, error
     assert (RUNS / "one/distill/config.yaml").exists()
+
+
+ENDING = """
+from torch import nn
+
+class Ending(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.features = nn.Conv2d(3, num_classes, 1)
+
+    def forward(self, images):
+        raise SystemExit
+
+def build(num_classes):
+    return Ending(num_classes)
+"""
+
+
+@pytest.mark.parametrize("verb", ["distill", "sweep"])
+def test_a_network_that_ends_the_program_is_a_failure_in_one_line(
+    permafrost, frozen, tmp_path, verb
+):
+    """The status of SystemExit is 0, by which a scheduler would start what comes next."""
+    (tmp_path / f"ending_{verb}.py").write_text(ENDING)
+    network = [
+        "student=module",
+        f"student.factory=ending_{verb}.py:build",
+        "student.layer=features",
+    ]
+    words = [f"store.path={frozen.store.path}", "run=ended", "method=kd", *network, *NETWORK[2:]]
+    more = {"sweep": ["variants={a: [], b: []}", "seeds=[0]", "executor=serial"]}
+    code, output, errors = permafrost(verb, *words, *more.get(verb, []))
+
+    assert code == 1, output
+    assert errors.splitlines()[-1].startswith(f"permafrost {verb}: error: ")
+    assert "SystemExit" in errors
+    assert not list((RUNS / "ended").rglob("model.json"))

@@ -496,5 +496,7 @@ def test_a_checkpoint_that_a_killed_process_left_in_a_finished_run_is_removed_un
         checkpoint = RUNS / run / "distill/checkpoint.pt"
         assert checkpoint.exists() == is_kept
         checkpoint.touch()
+        distill.run(distill_config(frozen, run=run, trainer=replace(TRAINER, keep_checkpoint=True)))
+        assert checkpoint.exists()
         distill.run(distill_config(frozen, run=run))
         assert checkpoint.exists() == is_kept

@@ -73,8 +73,8 @@ VERBS: dict[str, tuple[str, ...]] = {
 }
 """Words of the verbs by name, in an order in which they can run after each other."""
 ON_RAY = ("two actors",)
-_TIMED = ("cost.json", "metrics.jsonl", "report.times.json")
-"""Files whose content depends on the time."""
+_TIMED = ("cost.json", "metrics.jsonl", "report.", ".report.")
+"""Beginnings of the names of files whose content depends on the time, and of partial ones, which are kept a minute."""
 _SHARED_MEMORY = Path("/dev/shm")
 _SECONDS = 300
 """Limit of a verb's time, beyond which it hangs."""
@@ -204,11 +204,7 @@ class World:
         made = {
             str(path.relative_to(place)): path.read_bytes()
             for path in all_files(place)
-            if path.name not in _TIMED
-            and "tensorboard" not in path.parts
-            and not path.name.startswith(
-                ("report.", ".report.")
-            )  # the next report but one removes it
+            if not path.name.startswith(_TIMED) and "tensorboard" not in path.parts
         }
         if self.bucket is not None:
             for block in obstore.list(self.bucket, place.name):

@@ -225,7 +225,7 @@ class NormalizedModelConfig(ModelConfig):
     """Options of networks that have a normalization of their own."""
 
     mean: tuple[float, ...] | None = None
-    """Mean of each channel in [0, 1]; null takes that of the network."""
+    """Mean of each channel in [0, 1]; null takes the network's own."""
     std: tuple[float, ...] | None = None
 
 

@@ -201,7 +201,7 @@ def run_task(task: Task, report: Callable[[str], None]) -> TaskOutcome:
         return TaskOutcome(name=task.name, error=str(error))
     except OSError as error:
         return TaskOutcome(name=task.name, error=with_remedy(str(error), error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # also of a network that ends the program
         return TaskOutcome(name=task.name, error=repr(error), traceback=traceback.format_exc())
     return TaskOutcome(name=task.name)
 

@@ -64,7 +64,7 @@ def named_file(name: str, folder: Path, *caches: Path) -> Path:
 
 
 def is_stray(name: str) -> bool:
-    """Return whether a name is that of a hidden file, or of the copy that a program which synchronizes folders made."""
+    """Return whether a file is hidden, or the copy of a conflict that a program which synchronizes folders made."""
     return _STRAY.match(name) is not None
 
 

@@ -103,11 +103,12 @@ class TrainingJob(Plan):
                 self._remove_checkpoint()
 
     def _remove_checkpoint(self) -> None:
-        """Remove what a finished training needs no more, unless the command that began it keeps it."""
+        """Remove what a finished training needs no more, unless this command or the one that began it keeps it."""
         from permafrost.training.epoch_selection import SELECTED_PREFIX  # imports torch
 
         options = self.tracked.read_options().items()
-        if not any(kept for name, kept in options if name.endswith("keep_checkpoint")):
+        is_kept = any(value for name, value in options if name.endswith("keep_checkpoint"))
+        if not is_kept and not self.trainer.keep_checkpoint:
             for pattern in (CHECKPOINT_NAME, f"{SELECTED_PREFIX}*.safetensors"):
                 for path in self.folder.glob(pattern):
                     remove_file(path)
