@@ -90,7 +90,7 @@ class _Worker(NamedTuple):
     since: float = 0.0
     """Time since which it is at the same unit."""
     is_writing: bool = False
-    """True while it writes or uploads a shard, which is no unit of work and may take long."""
+    """True while it writes or uploads a shard, which may take longer than any unit of work."""
 
 
 class Gate:
