@@ -1,7 +1,7 @@
 """Sections of the page for the evaluators' results: tables and figures for each evaluator that was run.
 
-A table has one row per variant (and one for the teacher, if it was evaluated) and one column for each number of a
-quantity of the evaluator, such as a value for each layer.
+A table has one row per variant (and one for the teacher and for untrained networks, if they were evaluated) and one
+column for each number of a quantity of the evaluator, such as a value for each layer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from permafrost.store.reader import Store
 from permafrost_report.figures import Plot, variant_plot
 from permafrost_report.main_table import Column, student_rows, variant_summary
 from permafrost_report.pictures import TileRow
-from permafrost_report.student_results import StudentResult
+from permafrost_report.student_results import StudentResult, untrained_results
 
 
 class Table(NamedTuple):
@@ -101,17 +101,22 @@ def _section(
             )
             if not columns:
                 continue
-            rows = variant_summary(student_rows(results, columns), columns)
-            if teacher is not None:
-                teacher_summary = variant_summary(student_rows([teacher], columns), columns)
-                rows = [
-                    row for row in teacher_summary if any(row[column.name] for column in columns)
-                ] + rows
+            untrained = untrained_results([*results, *([teacher] if teacher else [])])
+            rows = [
+                row
+                for members in ([teacher] if teacher else [], results, untrained)
+                for row in variant_summary(student_rows(members, columns), columns)
+                if members is results or any(row[column.name] for column in columns)
+            ]
             caption = quantity.caption + (f"; split {split}" if page.per_split else "")
-            tables.append(Table(caption, quantity.meaning, columns, rows, quantity.is_main))
+            meaning = quantity.meaning + (" " + _UNTRAINED) * (not untrained and quantity.is_main)
+            tables.append(Table(caption, meaning, columns, rows, quantity.is_main))
             if quantity.plot and (len(columns) > 1 or quantity.plot == "bar"):
                 plots.append(_plot(quantity, caption, columns, rows, colors))
     return Section(evaluator, page.short, page.title, page.introduction, tables, plots, [])
+
+
+_UNTRAINED = "What untrained networks have was not measured (evaluate.random_networks=5)."
 
 
 def _columns(

@@ -24,6 +24,8 @@ from permafrost_report.student_results import StudentResult, load_results
 
 DEFAULT_METRICS = ("accuracy", "f1", "agreement", "epg", "iou")
 """Metrics that a report and the summary of a sweep show without being asked."""
+_LEAST_P = 0.001
+"""Smallest p-value that is shown as a number."""
 _MIN_DIFFERENCE = 0.005
 """Difference from accuracy from which on the mean over classes is shown without being asked."""
 _PROBES = ("knn.accuracy", "linear_probe.accuracy")
@@ -70,6 +72,8 @@ class Column:
         if value is None:
             return "–"  # noqa: RUF001, a dash
         metric = self.metric
+        if "_p." in f"{self.measure}." and value < _LEAST_P:
+            return f"< {_LEAST_P}"
         return f"{metric.scale * value:.{1 if metric.scale == 100 else metric.digits}f}"
 
     def value(self, value: float) -> str:

@@ -288,6 +288,7 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
         "mean_caption": _mean_caption([variant["seeds"] for variant in summary]),
         "levels_of_teachers": values.get("teachers") or {"teacher": values["teacher"]},
         "chance": values["chance"],
+        "untrained": values["random_networks"],
         "remarks": values.get("remarks", {}),
         "summary": summary,
         "rows": values["runs"],

@@ -61,6 +61,7 @@ from permafrost_report.student_results import (
     load_teacher,
     names_of_runs,
     split_by_evaluation,
+    untrained_results,
 )
 
 logger = logging.getLogger("permafrost.report")
@@ -324,6 +325,9 @@ def _result_values(
         "teacher": next(iter(teachers.values()), {}),
         **({"teachers": teachers} if len(teachers) > 1 else {}),
         "chance": chance,
+        "random_networks": variant_summary(
+            student_rows(untrained_results(results), columns), columns
+        ),
         "runs": rows,
         "variants": variant_summary(rows, columns, passes_of_variants(results)),
     }

@@ -6,16 +6,18 @@ import logging
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from permafrost.config.store import PrecomputeConfig
 from permafrost.config.verbs import VERBS, build_verb_config
 from permafrost.core.errors import UserError
+from permafrost.evaluation.results import METRICS_NAME, read_results
 from permafrost.models.resolve import resolve_precompute
 from permafrost.models.saved import SavedNetwork
 from permafrost.models.trained_weights import read_entries
-from permafrost.runs.folder import CONFIG_NAME, RunFolder, read_config
+from permafrost.runs.folder import CONFIG_NAME, STUDENTS, RunFolder, read_config
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.rooted_paths import name_of_path
 from permafrost.storage.signed_files import DamagedFileError
@@ -26,6 +28,11 @@ logger = logging.getLogger("permafrost.verbs.next_commands")
 
 _PATH = re.compile(r"(?<![^=\[,{: '\"])(?:[a-z0-9]+:/|~|\.\.)?(?:/[^/,\]}'\"]+)+")
 """Paths in the words of a command that are absolute, addresses, or lead out of the folder."""
+_OTHER_RUNS = {
+    ("distill",): r"\.baseline=([^\s'\]]+)",
+    ("teach", "distill"): r"=runs/([^\s'\]]+)/(?:teach|distill)\b",
+}
+"""How a command names a run whose network it reads, by the verbs that may have trained it."""
 _VERBS = ("teach", "precompute", "sweep", "distill", "evaluate")
 """Verbs in the order in which a run uses them."""
 
@@ -62,19 +69,36 @@ def commands_of(
     verbs = _VERBS[2:] if passes else _VERBS[1:]
     for other in other_runs:
         commands += _own_commands(other, verbs)
-    return list(dict.fromkeys([*packing, *teaching, *commands, *_own_commands(run, verbs)]))
+    commands = [*packing, *teaching, *commands, *_own_commands(run, verbs)]
+    return list(dict.fromkeys(chain.from_iterable(map(_with_needed, commands))))
+
+
+def _with_needed(command: str, outer: tuple[str, ...] = ()) -> list[str]:
+    """Return a command after those that made the networks of other runs that it names."""
+    needed = [
+        made
+        for verbs, pattern in _OTHER_RUNS.items()
+        for name in re.findall(pattern, command)
+        for made in _own_commands(name, verbs)
+        if made not in (command, *outer)
+    ]
+    return [*(each for made in needed for each in _with_needed(made, (command, *outer))), command]
 
 
 def _own_commands(run: str, verbs: Sequence[str]) -> list[str]:
     """Return the commands whose options are in the run's folder or next to results in it."""
     folder = RunFolder(run).path
-    paths = {verb: (folder / f"{verb}.yaml", folder / verb / CONFIG_NAME) for verb in verbs}
-    existing = {verb: [path for path in pair if path.exists()] for verb, pair in paths.items()}
-    return [
-        _command(verb, paths_of_verb[0])
-        for verb, paths_of_verb in existing.items()
-        if paths_of_verb
-    ]
+    commands = []
+    for verb in verbs:
+        paths = [
+            path for path in (folder / f"{verb}.yaml", folder / verb / CONFIG_NAME) if path.exists()
+        ]
+        commands += [_command(verb, path) for path in paths[:1]]
+        if verb == "evaluate":
+            students = folder.glob(f"{STUDENTS}/*/{verb}*/{METRICS_NAME}")
+            for path in sorted([*folder.glob(f"{verb}*/{METRICS_NAME}"), *students]):
+                commands += map(shown_command, read_results(path.parent)["commands"].values())
+    return [command for command in dict.fromkeys(commands) if command != "permafrost "]
 
 
 def _command(verb: str, path: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.points import Point, point_label
 from permafrost.config.verbs import EvaluationRun
+from permafrost.core.digests import sha256_json
 from permafrost.core.errors import UserError, require
 from permafrost.core.json_entries import from_dict, require_inside
 from permafrost.evaluation.evaluator import numbers_of
@@ -20,6 +21,7 @@ from permafrost.evaluation.results import (
     METRICS_NAME,
     NETWORK_EVALUATION,
     PICTURE,
+    RANDOM_NETWORKS,
     TEACHER_EVALUATION,
     TEACHER_PICTURE,
     evaluation_folder,
@@ -289,6 +291,36 @@ def names_of_runs(runs: Sequence[str]) -> dict[str, str]:
         if len(set(names.values())) == len(names):
             break
     return names
+
+
+def untrained_results(results: Sequence[StudentResult]) -> list[StudentResult]:
+    """Return the results of the untrained networks of evaluate.random_networks, one label for each architecture.
+
+    Of several students of one architecture the first that was evaluated with them counts.
+    """
+    by_network: dict[str, StudentResult] = {}
+    for result in results:
+        network = result.training.get("student", {"name": result.label})
+        if any(RANDOM_NETWORKS in metrics for metrics in result.metrics.values()):
+            by_network.setdefault(sha256_json({**network, "weights": None}), result)
+    return [
+        replace(
+            result,
+            label="random networks" + f" like {result.label}" * (len(by_network) > 1),
+            seed=None,
+            metrics={
+                split: metrics[RANDOM_NETWORKS][number]
+                for split, metrics in result.metrics.items()
+                if number < len(metrics.get(RANDOM_NETWORKS, ()))
+            },
+            against={},
+            further={},
+        )
+        for result in by_network.values()
+        for number in range(
+            max(len(metrics.get(RANDOM_NETWORKS, ())) for metrics in result.metrics.values())
+        )
+    ]
 
 
 def split_by_evaluation(results: Sequence[StudentResult]) -> list[StudentResult]:

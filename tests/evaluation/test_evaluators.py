@@ -251,18 +251,13 @@ def test_shifts_may_be_asked_for_later_and_are_then_of_one_width(frozen, student
 @pytest.mark.parametrize(
     ("words", "readers"),
     [
-        pytest.param(
-            [*NAMED, "evaluators=[accuracy]", "teacher.weights=w.pth"],
-            "teacher=cifar with model=teacher and for the evaluators distance",
-            marks=needs_papers,
-        ),
         ([*NAMED[:2], "student.weights=w.pth"], "student.weights=w.pth with model=network only"),
         (
             [*NAMED[:2], "evaluators=[accuracy]", "augment=pad_crop_flip"],
             "augment=pad_crop_flip with evaluators=[equivariance] only",
         ),
     ],
-    ids=["teacher", "student", "augment"],
+    ids=["student", "augment"],
 )
 def test_an_option_that_is_typed_although_nothing_reads_it_is_refused(
     monkeypatch, capsys, words, readers

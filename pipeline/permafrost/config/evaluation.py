@@ -138,6 +138,10 @@ class EvaluateOptions(OpenOptions):
     group_sets: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Mapping from name to groups that are scored together, in addition to each group alone; for Waterbirds
     {id: [0, 3], ood: [1, 2]}."""
+    random_networks: Annotated[int | None, Ge(0), Role.OUTSIDE_IDENTITY] = None
+    """Number of untrained networks of the same architecture that every evaluator also measures, as a level to compare
+    with: 5 shows their spread. The store keeps their results for other students. null is the number of an earlier call,
+    at first 0."""
     num_pictures: Annotated[int, Ge(0)] = 8
     """Number of records whose maps are kept for the report, about the same number from each split."""
     device: str = "auto"

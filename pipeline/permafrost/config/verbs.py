@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import logging
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,8 @@ from permafrost.config.store import PrecomputeConfig, StoreOptions
 from permafrost.config.teaching import TeachConfig
 from permafrost.config.training import Logger
 from permafrost.core.errors import ConfigError, require, require_name
+
+logger = logging.getLogger("permafrost.evaluate")
 
 DEFAULT_EVALUATORS = ("accuracy", "localization")
 
@@ -362,11 +365,13 @@ def _check_evaluate_arguments(
             section != "student" or config.model == "network",
             f"evaluate reads {argument} with model=network only; the student of a run is named by run=",
         )
-        require(
-            section != "teacher" or reads_teacher,
-            f"evaluate reads {argument} with model=teacher and for the evaluators {', '.join(asking)} only; "
-            "the teacher's stored targets are chosen by store.teacher=",
-        )
+        if section == "teacher" and not reads_teacher:
+            logger.warning(
+                "%s is not read: only model=teacher and the evaluators %s run the teacher, and its stored targets are "
+                "chosen by store.teacher=",
+                argument,
+                ", ".join(asking),
+            )
         require(
             section != "augment" or bool(set(readers) & set(config.requested_evaluators)),
             f"evaluate reads {argument} with evaluators=[{', '.join(readers)}] only",

@@ -23,23 +23,28 @@ Rerun   each evaluator is a unit of work, and finished evaluators are skipped
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from permafrost.config.evaluation import feature_probes
 from permafrost.config.verbs import EvaluateConfig, Plan, report_command
-from permafrost.evaluation.evaluator import align_columns, numbers_of
+from permafrost.evaluation.evaluator import align_columns, main_numbers, numbers_of
 from permafrost.evaluation.inputs import EvaluationInputs, open_inputs, without_unknown_variants
 from permafrost.evaluation.results import (
     MAPS,
     METRICS_NAME,
     PER_LABEL,
     PICTURE,
+    RANDOM_NETWORKS,
     TEACHER_PICTURE,
     folder_of_evaluation,
+    keep_options,
     label_rows,
+    lacking_networks,
     missing_evaluators,
     read_results,
     without_outputs,
@@ -69,26 +74,48 @@ class EvaluateResult:
 
     @property
     def numbers(self) -> dict[str, dict[str, float]]:
-        """Numbers of the table, by split. Long lists, and those of a last layer that was not trained, are left out."""
-        numbers = {}
-        for split, metrics in self.splits.items():
-            chosen = without_outputs(metrics) if self.classifier else metrics
-            chosen = {name: value for name, value in chosen.items() if name != PER_LABEL}
-            numbers[split] = numbers_of(chosen, most=_MAX_PRINTED)
-        return numbers
+        """Numbers by split, without those of each label and those of a last layer that was not trained."""
+        return {
+            split: numbers_of({name: value for name, value in metrics.items() if name != PER_LABEL})
+            for split, metrics in self._measured.items()
+        }
+
+    @property
+    def _measured(self) -> dict[str, dict[str, Any]]:
+        """Metrics by split, without those of a last layer that was not trained."""
+        return {
+            split: without_outputs(metrics) if self.classifier else metrics
+            for split, metrics in self.splits.items()
+        }
 
     def printed(self) -> dict[str, str]:
         """Return the values for the terminal: the file, and a table of the numbers with a column per split.
 
+        The table has the main numbers of each evaluator, and a column of the untrained networks that were measured.
         Each split with many labels has a table of them, too.
         """
-        numbers = list(self.numbers.values())
+        columns = {
+            split: {name: _format_value(value) for name, value in main_numbers(metrics).items()}
+            for split, metrics in self._measured.items()
+        }
+        for split in self.splits:
+            if levels := [
+                main_numbers(level) for level in self.splits[split].get(RANDOM_NETWORKS, ())
+            ]:
+                title = f"random networks ({len(levels)})" + f", {split}" * (len(self.splits) > 1)
+                shared = set.intersection(*map(set, levels))
+                spreads = {
+                    name: [level[name] for level in levels] for name in levels[0] if name in shared
+                }
+                columns[title] = {  # without what does not depend on the network
+                    name: _format_levels(values)
+                    for name, values in spreads.items()
+                    if {*values} != {main_numbers(self.splits[split]).get(name)}
+                }
+        names = dict.fromkeys(chain.from_iterable(columns.values()))
         rows = [
-            ["", *self.splits],
-            *(
-                [name, *(_format_value(run_numbers.get(name)) for run_numbers in numbers)]
-                for name in dict.fromkeys(chain.from_iterable(numbers))
-            ),
+            ["", *columns],
+            *([name, *(column.get(name, "-") for column in columns.values())] for name in names),
         ]
         return {
             "metrics": self.metrics,
@@ -106,16 +133,17 @@ class EvaluateResult:
         }
 
 
-_MAX_PRINTED = 10
-"""Largest number of entries of a mapping that is printed, such as the accuracies of k neighbors, and not a curve."""
 _MAX_LABELS = 40
 """Largest number of labels whose table is printed."""
 
 
-def _format_value(value: float | None) -> str:
-    if value is None:
-        return "-"
+def _format_value(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _format_levels(values: Sequence[float]) -> str:
+    spread = f" +- {stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{mean(values):.4f}{spread}"
 
 
 def evaluate_run(config: EvaluateConfig) -> EvaluateResult:
@@ -158,6 +186,7 @@ def plan_evaluation(config: EvaluateConfig, name: str | None = None) -> Evaluati
         inputs.fingerprints,
     )
     path = inputs.run_folder.path / (name or usual)
+    inputs = replace(inputs, config=keep_options(inputs.config, path))
     return EvaluationPlan(
         inputs=inputs,
         folder=path,
@@ -193,6 +222,7 @@ class EvaluationPlan(Plan):
         place = self.folder.relative_to(run.path).as_posix()
         with run.open(place, config.shared, inputs.fingerprints) as folder:
             missing = missing_evaluators(folder, config)  # another process may have finished
+            missing_levels = lacking_networks(read_results(folder), config)[1]
             if not self.is_selection:
                 logger.info(
                     "%(network)s on %(records)s: %(evaluators)s; into %(folder)s",
@@ -200,7 +230,7 @@ class EvaluationPlan(Plan):
                 )
                 if config.model == "student":
                     _warn_of_chosen_epoch(inputs)
-            if missing:
+            if missing or missing_levels:
                 from permafrost.evaluation.run import run_evaluators  # imports torch
 
                 run_evaluators(inputs, folder, missing)

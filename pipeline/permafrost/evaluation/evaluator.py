@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,23 +54,47 @@ COUNT = Metric(scale=1.0, digits=0)
 """A count."""
 
 
-def numbers_of(
-    metrics: Mapping[str, Any], prefix: str = "", most: float = math.inf
-) -> dict[str, float]:
+def numbers_of(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """Flatten a split's metrics to numbers by name: accuracy, group_accuracy.0, <evaluator>.<quantity>.<layer>.
 
     Args:
         metrics: Metrics of a split, as in metrics.json.
         prefix: First part of the names.
-        most: Largest number of entries of a mapping whose numbers are returned.
     """
     numbers: dict[str, float] = {}
     for name, value in metrics.items():
-        if isinstance(value, Mapping) and len(value) <= most:
-            numbers |= numbers_of(value, f"{prefix}{name}.", most)
+        if isinstance(value, Mapping):
+            numbers |= numbers_of(value, f"{prefix}{name}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             numbers[prefix + name] = value
     return numbers
+
+
+def main_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a split's metrics that are always shown: an evaluator with a page names them there.
+
+    Of the others, a mapping of more than ten numbers is left out, as the scores of many labels or groups are.
+
+    Args:
+        metrics: Metrics of a split, as in metrics.json.
+    """
+    numbers: dict[str, float] = {}
+    for name, value in metrics.items():
+        page = evaluator_named(name).page if name in EVALUATORS else None
+        few = {name: value} if page or not isinstance(value, Mapping) or len(value) <= _FEW else {}
+        main = [
+            f"{name}.{each.name}." for each in (page.quantities if page else ()) if each.is_main
+        ]
+        numbers |= {
+            key: number
+            for key, number in numbers_of(few).items()
+            if page is None or f"{key}.".startswith(tuple(main))
+        }
+    return numbers
+
+
+_FEW = 10
+"""Largest number of entries of a mapping without a page that is always shown."""
 
 
 def best_position(values: Sequence[float], metric: Metric) -> int:

@@ -2,32 +2,42 @@
 
     {"evaluators": {<evaluator>: {"options": those it reads, "files": {path: sha256 of a file it read}}},
      "splits": {<split>: {"records": N, <metric>: ..., <evaluator>: {...}}},
+     "commands": {<evaluator>: arguments of the command that ran it},
+     "random_networks": {<evaluator>: number of untrained networks that it has measured},
      "written": {<file next to metrics.json>: sha256}}
 
-The metrics of a flat evaluator are direct entries of the split, those of the others are nested under the evaluator's
-name. Each evaluator is a unit of work: a call that adds one does not change the results of the others. The file carries
-its own digest, and covers the tables and pictures next to it, which are written before it.
+A split's "random_networks" is a list of the same metrics, one entry per untrained network (random_networks.py). The
+metrics of a flat evaluator are direct entries of the split, and the others' are nested under the evaluator's name. Each
+evaluator is a unit of work: a call that adds one does not change the results of the others. The file carries its own
+digest, and covers the tables and pictures next to it, which are written before it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from permafrost.config.builder import to_plain_dict
+from permafrost.config.builder import build_config, to_plain_dict
 from permafrost.config.evaluation import EVALUATORS, EvaluateOptions
 from permafrost.config.models import Picture, frame_of
 from permafrost.config.verbs import EvaluateConfig, EvaluationRun
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.json_entries import from_dict, require_digest, require_entry
 from permafrost.evaluation.evaluator import METRICS
-from permafrost.runs.folder import CONFIG_NAME, passes_in, read_config, saved_options
+from permafrost.runs.folder import (
+    CONFIG_NAME,
+    identity,
+    passes_in,
+    read_config,
+    saved_options,
+)
 from permafrost.storage.files import file_at
 from permafrost.storage.signed_files import damaged, naming_damage, read_json, write_json
 from permafrost.storage.untrusted import load_tensors
@@ -36,6 +46,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from permafrost.store.reader import Store
+
+logger = logging.getLogger("permafrost.evaluate")
 
 METRICS_NAME = "metrics.json"
 """File of the metrics of an evaluation."""
@@ -49,10 +61,16 @@ PICTURE, TEACHER_PICTURE = "picture", "teacher_picture"
 """Name of the picture of an evaluation among its inputs and in metrics.json, and that of the compared pass there."""
 MAPS = "maps"
 """Name of the explainers whose maps are compared, where they differ, as PICTURE is of pictures."""
-_NO_PICTURES = {PICTURE: "", TEACHER_PICTURE: "", MAPS: ""}
+RANDOM_NETWORKS = "random_networks"
+"""Entry of metrics.json, and of a split's metrics there, of the untrained networks to compare with."""
 NETWORK_EVALUATION = "evaluate-network"
 """Name of the folder of a given network's evaluation."""
 _AGAINST, _ON = "-against-", "-on-"
+
+
+def _no_results() -> dict[str, Any]:
+    entries = ("evaluators", "splits", "written", "commands", RANDOM_NETWORKS)
+    return {name: {} for name in entries} | dict.fromkeys((PICTURE, TEACHER_PICTURE, MAPS), "")
 
 
 def evaluation_folder(against: str | None, elsewhere: str = "") -> str:
@@ -214,7 +232,7 @@ def read_results(folder: Path) -> dict[str, Any]:
         DamagedFileError: If the digest is wrong, or an entry has a wrong type or range.
     """
     if not (path := folder / METRICS_NAME).exists():
-        return {"evaluators": {}, "splits": {}, "written": {}, **_NO_PICTURES}
+        return _no_results()
     return read_metrics_file(path, f"delete {folder} and run permafrost evaluate again")
 
 
@@ -290,7 +308,7 @@ def read_metrics_file(path: Path, advice: str) -> dict[str, Any]:
     Raises:
         DamagedFileError: If the digest is wrong, or an entry has a wrong type or range.
     """
-    findings = {"evaluators": {}, "written": {}, **_NO_PICTURES, **read_json(path, advice)}
+    findings = _no_results() | read_json(path, advice)
     with naming_damage(path, advice):
         checked = from_dict(_MetricsFile, findings)
         for split, metrics in checked.splits.items():
@@ -320,6 +338,8 @@ class _MetricsFile:
     evaluators: dict[str, _EvaluatorEntry]
     splits: dict[str, dict[str, Any]]
     written: dict[str, str]
+    commands: dict[str, tuple[str, ...]]
+    random_networks: dict[str, int]
     picture: str
     teacher_picture: str
     maps: str
@@ -384,6 +404,52 @@ def missing_evaluators(folder: Path, config: EvaluateConfig) -> tuple[str, ...]:
     return tuple(evaluator for evaluator in config.requested_evaluators if evaluator not in done)
 
 
+def lacking_networks(results: Mapping[str, Any], config: EvaluateConfig) -> tuple[int, list[str]]:
+    """Return how many untrained networks each evaluator is to measure, and the evaluators that have measured fewer.
+
+    Args:
+        results: Content of metrics.json.
+        config: Options of the command; evaluate.random_networks=null keeps the number of an earlier call.
+    """
+    measured = results[RANDOM_NETWORKS]
+    count = max(config.evaluate.random_networks or 0, *measured.values(), 0)
+    evaluators = dict.fromkeys([*results["evaluators"], *config.requested_evaluators])
+    known = [name for name in evaluators if name in EVALUATORS]  # others are of plug-ins
+    return count, [name for name in known if measured.get(name, 0) < count]
+
+
+def keep_options(config: EvaluateConfig, folder: Path) -> EvaluateConfig:
+    """Return the options with the values of an earlier evaluation where the command names none.
+
+    An option is kept if the command does not name it and no experiment has set it.
+
+    Args:
+        config: Options of the command.
+        folder: Folder of the evaluation, which may not exist.
+    """
+    if not (folder / CONFIG_NAME).exists():
+        return config
+    recorded = read_config(folder / CONFIG_NAME, EvaluationRun).get("evaluate", {})
+    now, default = to_plain_dict(config.evaluate), to_plain_dict(EvaluateOptions())
+    earlier = {"": identity(recorded, EvaluateOptions)} | {
+        evaluator: done["options"] for evaluator, done in read_results(folder)["evaluators"].items()
+    }
+    kept = []
+    for evaluator, options in earlier.items():
+        values: dict[str, Any] = now.get(evaluator, {}) if evaluator else now
+        usual: dict[str, Any] = default.get(evaluator, {}) if evaluator else default
+        for name in values.keys() & options.keys() - EVALUATORS.keys():
+            option = ".".join(filter(None, ("evaluate", evaluator, name)))
+            is_named = any(word.startswith(f"{option}=") for word in config.command)
+            if values[name] == usual[name] != options[name] and not is_named:
+                values[name] = options[name]
+                kept.append(f"{option}={options[name]}")
+    if not kept:
+        return config
+    logger.info("as in the earlier evaluation of %s: %s", folder, ", ".join(sorted(kept)))
+    return replace(config, evaluate=build_config(EvaluateOptions, now, "evaluate"))
+
+
 def evaluator_options(evaluator: str, config: EvaluateConfig) -> dict[str, Any]:
     """Return the options of an evaluator as plain values.
 
@@ -398,6 +464,27 @@ def evaluator_options(evaluator: str, config: EvaluateConfig) -> dict[str, Any]:
     return options
 
 
+def add_random_networks(
+    folder: Path, networks: Mapping[str, Sequence[Mapping[str, Any]]], evaluators: Iterable[str]
+) -> None:
+    """Write what untrained networks have measured.
+
+    Args:
+        folder: Folder of the evaluation.
+        networks: Metrics of each network, by split.
+        evaluators: Names of the evaluators that have measured them.
+    """
+    findings = read_results(folder)
+    for split, measured in networks.items():
+        before = findings["splits"][split].get(RANDOM_NETWORKS, [])
+        findings["splits"][split][RANDOM_NETWORKS] = [
+            {**(before[number] if number < len(before) else {}), **metrics}
+            for number, metrics in enumerate(measured)
+        ]
+        findings[RANDOM_NETWORKS] |= dict.fromkeys(evaluators, len(measured))
+    write_json(folder / METRICS_NAME, findings)
+
+
 def add_result(
     folder: Path,
     evaluator: str,
@@ -406,6 +493,7 @@ def add_result(
     options: Mapping[str, Any],
     files: Mapping[str, str],
     records: Mapping[str, int],
+    command: Sequence[str] = (),
     pictures: Mapping[str, str] = MappingProxyType({}),
     written: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
@@ -418,6 +506,7 @@ def add_result(
         options: Options of the evaluator, from `evaluator_options`.
         files: SHA-256 of the files it read in addition to the model, its store and its passes, by path.
         records: Number of records of each split.
+        command: Arguments of the command that has run it.
         pictures: What the network and its teacher receive of an image, by PICTURE and TEACHER_PICTURE.
         written: SHA-256 of the files that were written next to metrics.json, by name.
     """
@@ -426,6 +515,7 @@ def add_result(
         split_metrics = findings["splits"].setdefault(split, {"records": records[split]})
         split_metrics |= metrics if EVALUATORS[evaluator].is_flat else {evaluator: metrics}
     findings["evaluators"][evaluator] = {"options": options, "files": files}
+    findings["commands"][evaluator] = list(command)
     findings["written"] |= written
     write_json(folder / METRICS_NAME, findings)
 
@@ -439,7 +529,8 @@ def _check_same(
             before, value = ("null" if each is None else each for each in (before, value))
             option = name if "." in name else f"evaluate.{evaluator}.{name}"
             raise ConfigError(
-                f"{folder / METRICS_NAME} has {evaluator} with {option}={before}, but this one has {value}; {again}"
+                f"{folder / METRICS_NAME} has {evaluator} with {option}={before}, but this one has {value}; leave the "
+                f"option out to keep these results, or {again}"
             )
     for path, digest in done["files"].items():
         require(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -24,9 +25,12 @@ from permafrost.evaluation.inputs import EvaluationInputs
 from permafrost.evaluation.map_colors import feature_colors
 from permafrost.evaluation.other_networks import Networks
 from permafrost.evaluation.per_label import AT_HALF, Thresholds, best_thresholds
+from permafrost.evaluation.random_networks import measure_untrained, untrained_networks
 from permafrost.evaluation.results import (
+    add_random_networks,
     add_result,
     evaluator_options,
+    lacking_networks,
     read_results,
     stored_thresholds,
     threshold_of,
@@ -87,34 +91,53 @@ def _run_evaluators(inputs: EvaluationInputs, folder: Path, missing: Sequence[st
     if positions := probe_positions(len(contexts[0].dataset)):
         views = list(contexts[0].iter_views(positions))
         require_independent_network(trial_copy(model.network), torch.cat(views))
-    _add_results(inputs, folder, missing, contexts)
+    count, lacking = lacking_networks(read_results(folder), config)
+    untrained = untrained_networks(trained, model, count) if lacking else []
+    files = _check_evaluators([*missing, *lacking], contexts)
+    _add_results(inputs, folder, {name: files[name] for name in missing}, contexts)
+    levels: dict[str, list[dict[str, Any]]] = {context.split: [] for context in contexts}
+    for number, network in enumerate(untrained, start=1):
+        logger.info("untrained network %d of %d: %s", number, count, ", ".join(lacking))
+        read = {name: files[name] for name in lacking}
+        for context in contexts:
+            check_interrupted()
+            measured = measure_untrained(context, trained, network, read, inputs.fingerprints)
+            levels[context.split].append({"records": len(context.dataset), **measured})
+    if untrained:
+        add_random_networks(folder, levels, lacking)
+
+
+def _check_evaluators(
+    evaluators: Iterable[str], contexts: Sequence[EvaluationContext]
+) -> dict[str, dict[str, str]]:
+    """Run the checks of evaluators on all splits, and return the files that each of them reads."""
+    return {
+        evaluator: {
+            path: digest
+            for context in contexts
+            for path, digest in (evaluator_named(evaluator).check(context) or {}).items()
+        }
+        for evaluator in evaluators
+    }
 
 
 def _add_results(
     inputs: EvaluationInputs,
     folder: Path,
-    missing: Sequence[str],
+    files: Mapping[str, Mapping[str, str]],
     contexts: Sequence[EvaluationContext],
 ) -> None:
-    """Run each missing evaluator on all splits, after the checks of all of them have passed."""
-    evaluators = {evaluator: evaluator_named(evaluator) for evaluator in missing}
-    files = {
-        evaluator: {
-            path: digest
-            for context in contexts
-            for path, digest in (evaluators[evaluator].check(context) or {}).items()
-        }
-        for evaluator in missing
-    }
-    if any(EVALUATORS[evaluator].is_flat for evaluator in missing):
+    """Run evaluators, by name with the files that they read, on all splits."""
+    if any(EVALUATORS[evaluator].is_flat for evaluator in files):
         _write_records(contexts)
-    for evaluator in missing:
+    for evaluator in files:
         check_interrupted()
         add_result(
             folder,
             evaluator,
-            {context.split: evaluators[evaluator].run(context) for context in contexts},
+            {context.split: evaluator_named(evaluator).run(context) for context in contexts},
             options=evaluator_options(evaluator, inputs.config),
+            command=inputs.config.command,
             files=files[evaluator],
             records={context.split: len(context.dataset) for context in contexts},
             pictures=inputs.pictures,

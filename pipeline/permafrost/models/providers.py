@@ -74,8 +74,7 @@ def build_model(
     build = provider_of(config).build
     outputs = config.classes or count_classes(classes) or 1
     if config.weights == RANDOM:
-        with SeededDraws(derive_seed(0, "random weights", config.name)):
-            return _without_blank_layers(build(config, outputs))
+        return build_untrained(config, outputs, 0)
     if (file := WeightsFile.of(config)) is not None:
         file.check_classes(config, classes, is_start=may_replace_head)
     is_described = file is not None and file.description is not None
@@ -105,6 +104,13 @@ def build_model(
                 "its first layer); the accuracy on labeled records tells",
             )
     return model
+
+
+def build_untrained(config: ModelConfig, outputs: int, number: int) -> Classifier:
+    """Build one of a network's untrained forms, on the CPU; number 0 is weights=random."""
+    seed = derive_seed(number, "random weights", config.name)
+    with SeededDraws(seed):
+        return _without_blank_layers(provider_of(config).build(config, outputs))
 
 
 def _without_blank_layers(model: Classifier) -> Classifier:
