@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from permafrost.evaluation.evaluator import PLAIN, metric_of
+
 WIDTH, HEIGHT = 3.6, 2.5
 """Size of a plot in inches: 346 by 240 pixels, which fits a phone."""
 _STYLE = {
@@ -118,7 +120,7 @@ def epoch_plots(
     """Plot metrics over the epochs, with one curve per variant (the mean over its seeds) and the range of its seeds.
 
     Args:
-        curves: By <split>.<metric> and variant, the value by epoch of each of its students, in [0, 1].
+        curves: By <split>.<metric> and variant, the value by epoch of each of its students.
         colors: Colors of the variants, by default in the order of each plot.
     """
     return [_epoch_plot(name, variants, colors) for name, variants in curves.items()]
@@ -128,10 +130,11 @@ def epoch_plots(
 def _epoch_plot(
     name: str, variants: Mapping[str, list[dict[int, float]]], colors: Mapping[str, str]
 ) -> Plot:
+    scale = (metric_of(name.partition(".")[2]) or PLAIN).scale
     figure, axis = new_axes()
     for variant, students in variants.items():
         epochs = sorted(set.intersection(*map(set, students)))
-        values = np.array([[100 * student[epoch] for epoch in epochs] for student in students])
+        values = np.array([[scale * student[epoch] for epoch in epochs] for student in students])
         label, color = legend_name(variant), colors.get(variant)
         (line,) = axis.plot(
             epochs, values.mean(axis=0), label=label, color=color, lw=1.3, marker=".", ms=5
@@ -139,7 +142,7 @@ def _epoch_plot(
         if len(students) > 1:
             low, high = values.min(axis=0), values.max(axis=0)
             axis.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15, lw=0)
-    axis.set(xlabel="epoch", ylabel="%", title=name)
+    axis.set(xlabel="epoch", ylabel="%" if scale == 100 else "", title=name)
     return Plot(
         finish(figure, axis),
         f"{name} over the epochs of the training, one curve per variant with the range of its seeds",

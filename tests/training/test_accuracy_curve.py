@@ -10,12 +10,16 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from permafrost.config.distillation import CurveOptions
-from permafrost.config.methods import LabelsConfig
+from permafrost.config.evaluation import TopKOptions
+from permafrost.config.methods import E2KDConfig, LabelsConfig
+from permafrost.config.verbs import DEFAULT_EVALUATORS as DEFAULT
 from permafrost.core.errors import ConfigError
+from permafrost.losses.base import build_loss
 from permafrost.runs.mirrors import RUNS
 from permafrost.training import loop
 from permafrost.training.epoch_maps import side_by_side
 from permafrost.training.epoch_selection import plan_curve, read_curve
+from permafrost_papers.interpretability.options import CRDConfig
 from tests.support.kills import killed_at
 from tests.support.runs import (
     assert_equal_states,
@@ -48,11 +52,51 @@ def test_the_last_point_is_the_evaluation(frozen):
 def test_a_curve_changes_neither_the_student_nor_its_identity(frozen):
     plain = distill_config(frozen)
     distill.run(plain)
-    distill.run(distill_config(frozen, run="curve", curve=CurveOptions(splits=SPLITS)))
+    curve = CurveOptions(splits=SPLITS, terms=True, top_k=(1, 2))
+    distill.run(distill_config(frozen, run="curve", curve=curve))
 
     assert_equal_states(weights_of("one"), weights_of("curve"))
     assert distill.run(replace(plain, curve=CurveOptions(splits=SPLITS))).trained_epochs == 0
     assert curve_of() == {}
+
+
+def test_terms_of_a_split_are_what_the_evaluation_measures_of_it(frozen):
+    method = E2KDConfig(tau=1.0, lambda_map=2.0)
+    curve = CurveOptions(splits=("test",), every_epochs=3, terms=True, top_k=(1, 3))
+    distill.run(distill_config(frozen, method=method, curve=curve))
+    config = replace(evaluate_config(frozen, splits=("test",)), evaluators=(*DEFAULT, "top_k"))
+    config = replace(
+        config, evaluate=replace(config.evaluate, added={"top_k": TopKOptions(k=(3,))})
+    )
+
+    measured = evaluate.run(config).splits["test"]
+
+    values = {name.removeprefix("test."): each[3] for name, each in curve_of().items()}
+    assert values["kd"] == pytest.approx(measured["kl_to_teacher"], rel=1e-5)
+    expected = measured["valid_map_fraction"] * (1 - measured["map_cosine"])
+    assert values["map"] == pytest.approx(expected, rel=1e-4)
+    assert values["total"] == pytest.approx(values["kd"] + 2 * values["map"], rel=1e-5)
+    assert values["top_k.accuracy.1"] == values["accuracy"]
+    assert values["top_k.accuracy.3"] == measured["top_k"]["accuracy"]["3"] > values["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("curve", "method", "message"),
+    [
+        ({"splits": ("test",), "terms": True}, CRDConfig(), "terms of method=crd with mode=frozen"),
+        ({"splits": ("test",), "top_k": (10,)}, LabelsConfig(), "10 highest of 10 classes"),
+    ],
+)
+def test_what_has_no_value_on_a_split_is_refused_before_the_training(
+    frozen, curve, method, message
+):
+    with pytest.raises(ConfigError, match=message):
+        plan_curve(
+            distill_config(frozen, method=method, curve=CurveOptions(**curve)),
+            frozen.store, frozen.store.open_passes(), 10, build_loss(method),
+        )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"curve\.splits, which is empty"):
+        CurveOptions(terms=True)
 
 
 def test_the_last_epoch_is_always_a_point(frozen):
@@ -162,4 +206,4 @@ def test_maps_of_a_table_are_refused_before_the_training(frozen):
     config = distill_config(frozen, curve=CurveOptions(maps=1))
     table = SimpleNamespace(form=SimpleNamespace(has_places=False), path="table")
     with pytest.raises(ConfigError, match=r"curve\.maps=1 draws images, but table holds a table"):
-        plan_curve(config, table, (), 10)
+        plan_curve(config, table, (), 10, build_loss(config.method))

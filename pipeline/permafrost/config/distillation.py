@@ -75,6 +75,10 @@ class CurveOptions(Options):
 
     splits: tuple[str, ...] = ()
     """Splits of the store on which accuracy and agreement are computed; empty computes none."""
+    terms: bool = False
+    """Compute every term of the loss on these splits, too, on whole frames with the stored targets."""
+    top_k: tuple[Annotated[int, Ge(1)], ...] = ()
+    """Numbers k for which top-k accuracy is computed, too."""
     every_epochs: Annotated[int, Ge(1)] = 1
     """Epochs between two of them; the last epoch is always one."""
     maps: Annotated[int, Ge(0)] = 0
@@ -82,6 +86,13 @@ class CurveOptions(Options):
     the student's, for `logger` and as maps/epoch-<n>.png in the folder of the training; 0 draws none."""
     maps_every: Annotated[int, Ge(1)] = 10
     """Epochs between two of these pictures; the last epoch always has one."""
+
+    def _check_together(self) -> None:
+        require(
+            bool(self.splits) or not (self.terms or self.top_k),
+            f"curve.terms={str(self.terms).lower()} and curve.top_k={list(self.top_k)} are computed on curve.splits, "
+            "which is empty; name one, as in curve.splits=[val]",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

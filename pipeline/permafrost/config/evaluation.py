@@ -58,6 +58,18 @@ class LocalizationOptions(EvaluatorOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TopKOptions(EvaluatorOptions):
+    """Top-k accuracy: how often the label is among the k classes of the highest logits."""
+
+    section: ClassVar[str] = "evaluate.top_k"
+    implementation: ClassVar[str] = "permafrost.evaluation.basic_evaluators:TOP_K"
+    order: ClassVar[int] = 15
+
+    k: tuple[Annotated[int, Ge(1)], ...] = (5,)
+    """Values of k, below the number of classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FeatureProbeOptions(EvaluatorOptions):
     """Options of the evaluators that learn labels from a network's pooled features."""
 
@@ -74,7 +86,7 @@ class FeatureProbeOptions(EvaluatorOptions):
 
 
 EVALUATORS: Family[type[EvaluatorOptions]] = Family(
-    {"accuracy": AccuracyOptions, "localization": LocalizationOptions}
+    {"accuracy": AccuracyOptions, "localization": LocalizationOptions, "top_k": TopKOptions}
 )
 """Evaluators in the order in which a report shows them."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from permafrost.config.evaluation import feature_probes
+from permafrost.config.evaluation import TopKOptions, feature_probes
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.context import EvaluationContext
-from permafrost.evaluation.evaluator import Evaluator
+from permafrost.evaluation.context import EvaluationContext, require_one_label
+from permafrost.evaluation.evaluator import PER_CENT, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import label_metrics, localization_metrics
+from permafrost.evaluation.metrics import check_top_k, top_k_accuracy
 from permafrost.evaluation.per_label import label_table
 from permafrost.evaluation.results import PER_LABEL
 
@@ -44,6 +45,36 @@ ACCURACY = Evaluator(_accuracy)
 
 
 # ---- localization ----------------------------------------------------------------------------------
+
+
+def _check_top_k(context: EvaluationContext) -> None:
+    require_one_label(context, "top_k")
+    numbers, classes = context.options.of(TopKOptions).k, len(context.store.manifest.classes)
+    check_top_k("evaluate.top_k.k", numbers, classes)
+
+
+def _top_k(context: EvaluationContext) -> dict[str, Any]:
+    predictions, numbers = context.predictions, context.options.of(TopKOptions).k
+    return {"accuracy": top_k_accuracy(predictions.logits, predictions.labels, numbers)}
+
+
+TOP_K = Evaluator(
+    _top_k,
+    _check_top_k,
+    Page(
+        "Top-k",
+        "Top-k accuracy",
+        "How often the label is among the k classes of the highest logits.",
+        (
+            Quantity(
+                "accuracy",
+                "Top-k accuracy by k",
+                "Fraction of the labeled records; guessing has k / K of K classes of equal size.",
+                PER_CENT,
+            ),
+        ),
+    ),
+)
 
 
 def _localization(context: EvaluationContext) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from permafrost.evaluation.metrics import (
     localization_iou,
     majority_share,
     teacher_scores,
+    top_k_accuracy,
     uniform_score,
     upsample,
 )
@@ -114,14 +115,21 @@ def join(parts: Sequence[Predictions]) -> Predictions:
 
 
 def metrics_of(
-    predictions: Predictions, group_sets: Mapping[str, Sequence[int]] = MappingProxyType({})
+    predictions: Predictions,
+    group_sets: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    top_k: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Combine `label_metrics` and `localization_metrics` with the number of records."""
-    return {
+    """Combine `label_metrics`, `localization_metrics` and top-k accuracies with the number of records."""
+    metrics = {
         "records": len(predictions.keys),
         **label_metrics(predictions, group_sets),
         **localization_metrics(predictions),
     }
+    if top_k:
+        metrics["top_k"] = {
+            "accuracy": top_k_accuracy(predictions.logits, predictions.labels, top_k)
+        }
+    return metrics
 
 
 def label_metrics(
@@ -331,8 +339,9 @@ def evaluate_training(
     model: Classifier,
     *,
     localize: bool = True,
+    top_k: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """Run `evaluate_split` for a network in training, and leave the network as it was.
+    """Compute the metrics of a split for a network in training, and leave the network as it was.
 
     Args:
         input_size: (height, width) of the network's input.
@@ -340,13 +349,15 @@ def evaluate_training(
         options: Options of the evaluation.
         model: The network.
         localize: Whether its explanations are measured, too.
+        top_k: Numbers k of top-k accuracies to compute.
 
     Returns:
         The metrics of the split, as fractions in [0, 1].
     """
     with eval_mode(model):
         subject = explained_as(EvaluatedModel(network=model, input_size=input_size), dataset.passes)
-        return evaluate_split(subject, dataset, options, localize=localize)
+        predictions = predict_records(subject, dataset, options, localize=localize)
+    return metrics_of(predictions, options.group_sets, top_k)
 
 
 def evaluate_model(

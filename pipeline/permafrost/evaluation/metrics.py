@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.core.batches import Logits, TopLogits, require_all_logits, top_class
+from permafrost.core.errors import require
 from permafrost.core.label_forms import has_many, known_mask, predict_labels
 from permafrost.core.records import NO_GROUP, NO_LABEL
 from permafrost.evaluation.per_label import AT_HALF, Thresholds, many_label_scores
@@ -93,6 +94,31 @@ def _share(hits: Tensor) -> float:
 def accuracy(logits: Logits, labels: Tensor) -> float:
     """Compute the fraction of labeled records whose highest logit [N, K] is the label [N], nan if none is labeled."""
     return float((top_class(logits) == labels)[labels != NO_LABEL].double().mean())
+
+
+def check_top_k(option: str, numbers: Sequence[int], classes: int) -> None:
+    """Raise ConfigError for a k for which every label counts."""
+    require(
+        all(k < classes for k in numbers),
+        f"{option}={list(numbers)}: every label is among the {max(numbers, default=0)} highest of {classes} classes; "
+        "name smaller numbers",
+    )
+
+
+def top_k_accuracy(logits: Tensor, labels: Tensor, numbers: Sequence[int]) -> dict[str, float]:
+    """Compute the fraction of labeled records whose label is among the k highest logits, by k.
+
+    Of equal logits the one of the lower class is first, so that k = 1 is the accuracy.
+
+    Args:
+        logits: Logits [n, K].
+        labels: Labels i64 [n], NO_LABEL for a record without one.
+        numbers: Values of k.
+    """
+    known = labels != NO_LABEL
+    order = logits[known].argsort(dim=1, descending=True, stable=True)
+    hits = order == labels[known, None]
+    return {str(k): float(hits[:, :k].any(dim=1).double().mean()) for k in numbers}
 
 
 def majority_share(labels: Tensor) -> float | None:

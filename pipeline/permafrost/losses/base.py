@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -226,6 +226,8 @@ class TeacherBatches(Protocol):
 class LossCallbacks:
     """Callbacks of a training, which a loss overrides as needed."""
 
+    keeps_records: ClassVar[bool] = False
+    """True if it keeps state per record of the training, so that its terms have no value on other records."""
     transforms: tuple[BatchTransform, ...] = ()
     """Changes to the records of each step, applied in this order before the forward pass."""
 

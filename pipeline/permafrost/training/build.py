@@ -118,6 +118,7 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
         compute_settings=compute_settings,
         distributed=distributed,
         weights=None if weights is None else weights.to(device),
+        ema=spec.trainer.ema,
         has_labels=spec.dataset.has_labels and bool(spec.class_names),
     )
 

@@ -322,7 +322,7 @@ class StudentPlan(TrainingJob):
             expand_views=pkgutil.resolve_name(expansion) if expansion else None,
             live_teacher=live,
             live_explainer=live_explainer,
-            curve=plan_curve(config, store, passes, num_classes),
+            curve=plan_curve(config, store, passes, num_classes, loss),
             epoch_selection=select_epochs(config, self.folder, store, passes, num_classes),
             warning=describe_moved_features_risk(config, passes, loss),
         )

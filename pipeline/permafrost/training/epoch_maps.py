@@ -62,9 +62,9 @@ def draw_maps(
         tracker: Tracker that shows the picture.
         folder: Folder of the training.
     """
-    student = _Student(network=training.model, input_size=input_size, explain=training.explain)
+    student = _Student(network=training.network, input_size=input_size, explain=training.explain)
     try:
-        with eval_mode(training.model), kept_generators():
+        with eval_mode(training.network), kept_generators():
             tensors = picture_maps(student, dataset, list(range(len(dataset))))
     except ConfigError as error:  # the network has no maps
         log_once(logger, logging.WARNING, f"curve.maps draws nothing: {error}")

@@ -19,12 +19,14 @@ from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.models import Picture
 from permafrost.core.errors import ConfigError, first_line, require
 from permafrost.core.json_entries import from_dict
-from permafrost.evaluation.evaluator import METRICS, best_position
+from permafrost.evaluation.evaluator import METRICS, best_position, numbers_of
 from permafrost.evaluation.forward import evaluate_training, open_split
+from permafrost.evaluation.metrics import check_top_k
 from permafrost.loading.dataset import StoreDataset, covering_passes
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.loading.random_views import trained_picture
-from permafrost.loading.subset import rows_of_split
+from permafrost.loading.subset import HOLDOUT, rows_of_split, select_holdout_rows
+from permafrost.losses.base import DistillationLoss
 from permafrost.models.classifier import Classifier
 from permafrost.models.saved import TrainedModel
 from permafrost.runs.folder import CHECKPOINT_NAME
@@ -38,7 +40,7 @@ from permafrost.training.student_passes import compared_passes
 
 _CURVE = "curve/"
 """Start of the names of a curve's numbers in metrics.jsonl."""
-_ON_CURVE = ("accuracy", "agreement")
+_ON_CURVE = ("accuracy", "agreement", "top_k")
 """Metrics of a curve, as far as a split has them."""
 
 
@@ -50,6 +52,8 @@ class AccuracyCurve:
     """Function that returns a network's metrics on a split, by split."""
     every_epochs: int
     last_epoch: int
+    term_records: Mapping[str, StoreDataset]
+    """Records on which the terms of the loss are computed, by split; empty for none."""
     maps: StoreDataset | None = None
     """Records whose maps are drawn, None for none."""
     maps_every: int = 1
@@ -60,15 +64,23 @@ class AccuracyCurve:
 
     def __call__(self, model: Classifier, epoch: int) -> dict[str, float]:
         """Return the metrics as curve/<split>/<metric>, none after an epoch that is not one of the curve's."""
-        if epoch % self.every_epochs and epoch != self.last_epoch:
+        if not self._is_point(epoch):
             return {}
         evaluated = {split: evaluate(model) for split, evaluate in self.evaluators.items()}
         return {
-            f"{_CURVE}{split}/{name}": float(metrics[name])
+            f"{_CURVE}{split}/{name}": float(value)
             for split, metrics in evaluated.items()
-            for name in _ON_CURVE
-            if math.isfinite(metrics.get(name, math.nan))
+            for name, value in numbers_of(metrics).items()
+            if name.partition(".")[0] in _ON_CURVE and math.isfinite(value)
         }
+
+    def term_records_after(self, epoch: int) -> dict[str, StoreDataset]:
+        """Return the records on which terms are computed after an epoch, by the start of their names."""
+        chosen = self.term_records if self._is_point(epoch) else {}
+        return {f"{_CURVE}{split}/": records for split, records in chosen.items()}
+
+    def _is_point(self, epoch: int) -> bool:
+        return epoch % self.every_epochs == 0 or epoch == self.last_epoch
 
 
 def read_curve(folder: Path) -> dict[str, dict[int, float]]:
@@ -94,6 +106,7 @@ def plan_curve(
     store: Store,
     passes: Sequence[TeacherPass],
     num_classes: int,
+    loss: DistillationLoss,
 ) -> AccuracyCurve | None:
     """Return the curve of the options, None if they name no split and no maps.
 
@@ -102,36 +115,92 @@ def plan_curve(
         store: Store of the splits.
         passes: Passes that the student is trained on.
         num_classes: Number of the student's classes.
+        loss: Loss of the student.
 
     Raises:
-        ConfigError: If a split does not exist, or if maps of a table are to be drawn.
+        ConfigError: If a split does not exist, a term has no value on its records, or if maps of a table are to be
+            drawn.
     """
     require(
         not config.curve.maps or store.form.has_places,
         f"curve.maps={config.curve.maps} draws images, but {store.path} holds a table; set curve.maps=0",
     )
-    if not (config.curve.splits or config.curve.maps):
+    if not ((curve := config.curve).splits or curve.maps):
         return None
     compared = compared_passes(config, store, passes, num_classes)
     picture = _picture(config, store, passes)
     evaluators = {
-        split: split_evaluator(config, store, compared, split, num_classes, picture, localize=False)
-        for split in config.curve.splits
+        split: split_evaluator(
+            config, store, compared, split, num_classes, picture, localize=False, top_k=curve.top_k
+        )
+        for split in curve.splits
     }
-    rows = rows_of_split(store.index, config.split)[: config.curve.maps]
+    check_top_k("curve.top_k", curve.top_k, num_classes)
+    read = compared if loss.needs.targets else []
+    terms = {
+        split: _term_records(config, store, read, split, num_classes, loss).in_picture(picture)
+        for split in (curve.splits if curve.terms else ())
+    }
+    rows = rows_of_split(store.index, config.split)[: curve.maps]
     maps = (
         StoreDataset(
             store, rows, covering_passes(store, rows, compared), num_classes=num_classes
         ).in_picture(picture)
-        if config.curve.maps
+        if curve.maps
         else None
     )
     return AccuracyCurve(
         evaluators,
-        config.curve.every_epochs,
+        curve.every_epochs,
         config.trainer.epochs,
+        terms,
         maps,
-        config.curve.maps_every,
+        curve.maps_every,
+    )
+
+
+def _term_records(
+    config: DistillConfig,
+    store: Store,
+    passes: Sequence[TeacherPass],
+    split: str,
+    num_classes: int,
+    loss: DistillationLoss,
+) -> StoreDataset:
+    """Open the records of a split with everything that a loss reads.
+
+    Raises:
+        ConfigError: If the loss needs the records or views of the training, or a pass has no targets of the split.
+    """
+    outputs = [loss.outputs_of(teacher.name) for teacher in passes]
+    require(
+        not (
+            loss.keeps_records
+            or config.method.live_views
+            or (config.mode == "replay" and any(outputs))
+        ),
+        f"curve.terms=true: the terms of method={config.method.kind} with mode={config.mode} read the records or the "
+        "stored views of the training, and have no value on others; set curve.terms=false",
+    )
+    rows = (
+        select_holdout_rows(store.index, config.split, config.subset)
+        if split == HOLDOUT
+        else rows_of_split(store.index, split)
+    )
+    missing = set(passes) - set(covering_passes(store, rows, passes))
+    require(
+        not missing,
+        f"curve.terms=true: {', '.join(teacher.name for teacher in missing)} has no targets of split {split}; name "
+        "another split in curve.splits, or set curve.terms=false",
+    )
+    return StoreDataset(
+        store,
+        rows,
+        passes,
+        num_classes=num_classes,
+        output=outputs,
+        scaled_maps=loss.needs.scaled_maps,
+        decode_threads=resolve_decode_threads(config.trainer.decode_threads),
     )
 
 
@@ -326,6 +395,7 @@ def split_evaluator(
     picture: Picture | None,
     *,
     localize: bool,
+    top_k: Sequence[int] = (),
 ) -> Callable[[Classifier], dict[str, Any]]:
     """Return the function that computes a network's metrics on a split, and leaves the network as it was.
 
@@ -337,6 +407,7 @@ def split_evaluator(
         num_classes: Number of the student's classes.
         picture: What the student receives of an image.
         localize: Compute maps, too.
+        top_k: Numbers k of top-k accuracies to compute.
 
     Raises:
         ConfigError: If the split does not exist.
@@ -357,4 +428,5 @@ def split_evaluator(
         resolve_decode_threads(config.trainer.decode_threads),
         with_regions=localize,
     )
-    return partial(evaluate_training, size, dataset, EvaluateOptions(), localize=localize)
+    options = EvaluateOptions()
+    return partial(evaluate_training, size, dataset, options, localize=localize, top_k=top_k)

@@ -246,7 +246,7 @@ class TrainingJob(Plan):
                 steps=training.global_step,
                 precision=training.compute_settings.precision_name,
             )
-            save_model(self.folder, training.model, trained)
+            save_model(self.folder, training.network, trained)
             upload_mirror(self.folder)  # this process may be on another machine than the command
             self._remove_checkpoint()
 

@@ -45,7 +45,7 @@ from permafrost.training.metric_log import MetricWriter, StepLog
 from permafrost.training.optim import check_warmup, learning_rate
 from permafrost.training.spec import TrainingSpec
 from permafrost.training.state import Training, seed_generators
-from permafrost.training.step import train_step
+from permafrost.training.step import terms_of_split, train_step
 from permafrost.training.targets import LiveTeacher
 
 logger = logging.getLogger("permafrost.training")
@@ -175,7 +175,12 @@ def fit(
                     if _is_nth(training.global_step, trainer.checkpoint_every_steps):
                         save()
             epochs_done = training.epoch + 1
-            numbers = curve(training.model, epochs_done) if curve is not None and is_first else {}
+            numbers = {**curve(training.network, epochs_done)} if curve and is_first else {}
+            if is_first and isinstance(curve, AccuracyCurve):
+                size = trainer.batch_size // training.distributed.world_size
+                for name, records in curve.term_records_after(epochs_done).items():
+                    values = terms_of_split(training, records, size, input_size)
+                    numbers |= {f"{name}{term}": value for term, value in values.items()}
             log.flush(training, numbers)
             training.epoch, training.step = epochs_done, 0
             if (
@@ -186,7 +191,7 @@ def fit(
                 draw_maps(maps, training, input_size, writer.tracker, folder)
             is_wanted = False
             if is_first:
-                answers = [callback(training.model, training.epoch) for callback in after_epoch]
+                answers = [callback(training.network, training.epoch) for callback in after_epoch]
                 is_wanted = any(answers)
             is_due = _is_nth(training.epoch, trainer.checkpoint_every_epochs)
             if is_wanted or is_due or training.epoch == trainer.epochs:
@@ -270,7 +275,7 @@ def _train(
         )
     # 4. The weights of the selected epoch, after the last checkpoint, which has those of the last epoch.
     if spec.epoch_selection is not None and distributed.is_first:
-        spec.epoch_selection.restore(training.model)
+        spec.epoch_selection.restore(training.network)
     return training
 
 

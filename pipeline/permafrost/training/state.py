@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 
 from permafrost.core.batches import NO_TARGETS, Batch, Targets
 from permafrost.core.digests import derive_seed
@@ -62,6 +63,10 @@ class Training:
     distributed: DistributedContext = field(default_factory=DistributedContext)
     weights: Tensor | None = None
     """Weight of each record of the selection by their mean, f32 [n] on the model's device; None for equal ones."""
+    ema: float | None = None
+    """Decay of the moving average of the weights, None for none."""
+    average: AveragedModel | None = None
+    """The moving average, None before the first step."""
     has_labels: bool = False
     """True to log the training accuracy, which needs records with labels of the model's classes."""
     epoch: int = 0
@@ -87,6 +92,29 @@ class Training:
         half = self.compute_settings.precision == torch.float16
         self.scaler = torch.amp.GradScaler(self.model.device.type, enabled=half)
 
+    @property
+    def network(self) -> Classifier:
+        """Network that is evaluated and saved: the average of the weights, or without one the model itself."""
+        return self.model if self.average is None else cast("Classifier", self.average.module)
+
+    def update_average(self) -> None:
+        """Add the weights after a step to their moving average, which begins with those of the first step."""
+        if self.ema is not None:
+            self.average = self.average or self._new_average(self.ema)
+            self.average.update_parameters(self.model)
+
+    def _new_average(self, decay: float) -> AveragedModel:
+        """Copy the model for its average, W <- decay W + (1 - decay) w; buffers of whole numbers are those of w."""
+        update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+        def average(averaged: PARAM_LIST, current: PARAM_LIST, count: Tensor | int) -> None:
+            if averaged[0].is_floating_point():
+                update(averaged, current, count)
+            else:
+                torch._foreach_copy_(averaged, current)
+
+        return AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+
     def prepare(self, batch: Batch, images: Tensor) -> StepInputs:
         """Return the images of a batch in their views and the labels that belong to them, changed as the loss asks."""
         inputs = StepInputs(images=images, labels=labels_of(batch))
@@ -107,6 +135,7 @@ class Training:
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            **({} if self.average is None else {"average": self.average.state_dict()}),
             "precision": self.compute_settings.precision_name,
             "position": [self.epoch, self.step, self.global_step],
             "ranks": self.distributed.world_size,
@@ -118,6 +147,9 @@ class Training:
         self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None and "average" in state:
+            self.average = self._new_average(self.ema)
+            self.average.load_state_dict(state["average"])
         # trainer.precision=auto may have chosen another one on this device.
         self.compute_settings = self.compute_settings.with_precision(state["precision"])
         self.epoch, self.step, self.global_step = state["position"]

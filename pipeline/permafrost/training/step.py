@@ -1,10 +1,12 @@
 """One optimizer step: forward pass, loss and gradients of a batch under its views.
 
-Not here: averages of weights (EMA), accumulation of gradients over several batches, and more than one optimizer.
+Not here: accumulation of gradients over several batches, and more than one optimizer.
 """
 
 from __future__ import annotations
 
+import copy
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,14 +16,19 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from permafrost.core.batches import Batch, ExplainedTargets, MixedLabels, Targets, require_maps
+from permafrost.core.digests import derive_seed
+from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import require
+from permafrost.core.generators import kept_generators
 from permafrost.core.records import NO_LABEL
+from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.geometry import TargetRequest, view_images
 from permafrost.loading.mixtures import mix_targets
+from permafrost.loading.transfer import iter_on_device
 from permafrost.losses.base import LossTerms, StepInputs, StudentOutput
-from permafrost.models.classifier import ModelOutput
+from permafrost.models.classifier import ModelOutput, eval_mode
 from permafrost.models.compute import float32_products
-from permafrost.training.state import Training
+from permafrost.training.state import Training, seed_generators
 
 
 def train_step(
@@ -60,7 +67,39 @@ def train_step(
     training.scaler.step(training.optimizer)
     training.scaler.update()
     training.loss.on_step_end()
+    training.update_average()
     return terms
+
+
+def terms_of_split(
+    training: Training, dataset: StoreDataset, batch_size: int, input_size: tuple[int, int]
+) -> dict[str, float]:
+    """Compute the terms of the loss on other records in the evaluation view, and leave the training as it was.
+
+    Args:
+        training: State after an epoch.
+        dataset: Records with the passes and outputs that the loss reads.
+        batch_size: Records per batch; a term is a mean over batches, weighted by their records.
+        input_size: (height, width) of the student's input.
+
+    Returns:
+        Unweighted terms by name, and `total`.
+    """
+    alone = DistributedContext()  # as the first rank evaluates
+    evaluated, loss = copy.copy(training), training.loss
+    evaluated.model = evaluated.forward = training.network
+    evaluated.distributed, evaluated.weights, evaluated.global_step = alone, None, 0
+    sums: dict[str, float] = defaultdict(float)
+    loss.distributed = alone
+    with eval_mode(training.network), eval_mode(loss), kept_generators():
+        batches = iter_on_device(iter_batches(dataset, batch_size), training.model.device)
+        for number, batch in enumerate(batches):
+            seed_generators(derive_seed(training.seed, "terms", number), training.model.device)
+            terms = batch_loss(evaluated, batch, input_size)
+            for name, value in {**terms.terms, "total": terms.total}.items():
+                sums[name] += len(batch.keys) * float(value.detach())
+    loss.distributed = training.distributed
+    return {name: value / len(dataset) for name, value in sums.items()}
 
 
 def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) -> LossTerms:

@@ -120,6 +120,16 @@ def _facts(
         if rest > _FEW * rows
         else "",
     )
+    if trainer.ema is not None:
+        horizon, total = 1 / (1 - trainer.ema), steps * trainer.epochs
+        yield Fact(
+            name="weights",
+            value=f"moving average, mostly of the last {horizon:,.0f} of {total:,} steps",
+            source="trainer.ema",
+            warning=f"it keeps weights of the beginning; lower {prefix}trainer.ema="
+            if 3 * horizon > total
+            else "",
+        )
     yield Fact(
         name="loss",
         value=_describe_loss(spec),

@@ -104,6 +104,7 @@ class Negatives(nn.Module):
 class CRDLoss(FeatureKDLoss):
     """NCE of the student's embedding against the teacher's bank and the reverse, in addition to labels and logits."""
 
+    keeps_records = True
     term = "crd"
     term_needs = Needs(intermediates=Intermediates(pooled=True), outputs=("pooled",))
     config: CRDConfig
