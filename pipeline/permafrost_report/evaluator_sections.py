@@ -12,8 +12,15 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from permafrost.config.evaluation import EVALUATORS
-from permafrost.evaluation.evaluator import Page, Quantity, evaluator_named, numbers_of
+from permafrost.evaluation.evaluator import (
+    Page,
+    Quantity,
+    evaluator_named,
+    interval_of,
+    numbers_of,
+)
 from permafrost.store.reader import Store
+from permafrost_report.comparison import group_pairs
 from permafrost_report.figures import Plot, variant_plot
 from permafrost_report.main_table import Column, student_rows, variant_summary
 from permafrost_report.pictures import TileRow
@@ -105,7 +112,7 @@ def _section(
             rows = [
                 row
                 for members in ([teacher] if teacher else [], results, untrained)
-                for row in variant_summary(student_rows(members, columns), columns)
+                for row in _summary(members, columns)
                 if members is results or any(row[column.name] for column in columns)
             ]
             caption = quantity.caption + (f"; split {split}" if page.per_split else "")
@@ -113,10 +120,32 @@ def _section(
             tables.append(Table(caption, meaning, columns, rows, quantity.is_main))
             if quantity.plot and (len(columns) > 1 or quantity.plot == "bar"):
                 plots.append(_plot(quantity, caption, columns, rows, colors))
-    return Section(evaluator, page.short, page.title, page.introduction, tables, plots, [])
+    remarks = [
+        f"{result.label}: {sentence}."
+        for result in results
+        for split in splits
+        if page.remarks and evaluator in result.metrics.get(split, {})
+        for sentence in pkgutil.resolve_name(page.remarks)(result.metrics[split][evaluator])
+    ]
+    introduction = " ".join([page.introduction, *dict.fromkeys(remarks)])
+    return Section(evaluator, page.short, page.title, introduction, tables, plots, [])
 
 
 _UNTRAINED = "What untrained networks have was not measured (evaluate.random_networks=5)."
+
+
+def _summary(members: Sequence[StudentResult], columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """Build one row per variant; that of a single network has the intervals over records."""
+    rows = variant_summary(student_rows(members, columns), columns)
+    by_label = group_pairs((member.label, member) for member in members)
+    for row in rows:
+        if len(alone := by_label[row["method"]]) == 1:
+            for column in columns:
+                split, _, name = column.source.partition(".")
+                interval = interval_of(alone[0].numbers.get(split, {}), name)
+                if row[column.name] and interval:
+                    row[column.name]["interval"] = interval
+    return rows
 
 
 def _columns(

@@ -15,6 +15,7 @@ from permafrost.cli import stage_main
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.store import StoreOptions
 from permafrost.core.errors import ConfigError
+from permafrost.evaluation.results import read_results
 from permafrost.models.cost import count_parameters
 from permafrost.models.providers import build_model
 from permafrost.runs.mirrors import RUNS
@@ -154,6 +155,31 @@ def test_the_commands_of_a_student_are_those_that_made_its_store_teacher_and_pas
     *_, commands = learned
 
     assert stated_commands(own_report()) == commands
+
+
+def test_the_commands_of_a_page_repeat_its_numbers_in_an_empty_folder(
+    learned, tmp_path, monkeypatch
+):
+    labels = ("method=labels", "student=cifar", "student.name=resnet8", "student.width=4")
+    run_command("distill", "store.path=stores/own", "run=labels", "trainer.epochs=1", *labels)
+    run_command("distill", "store.path=stores/own", "run=later", "trainer.epochs=1", *labels[1:])
+    run = ("store.path=stores/own", "run=later")
+    run_command("evaluate", *run, "evaluate.splits=[test]", "evaluate.region=masks")
+    run_command(
+        "evaluate", *run, "evaluate.splits=[test]", "evaluators=[distance_correlation]",
+        "evaluate.distance_correlation.baseline=labels", "teacher=saved", WEIGHTS,
+        "evaluate.distance_correlation.permutations=19",
+    )  # fmt: skip
+    before = read_results(RUNS / "later/evaluate")["splits"]
+
+    config = report_config(None, "later", store=StoreOptions(path="stores/own"))
+    commands = stated_commands(Path(report.run(config).html).read_text())
+
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for command in commands:
+        run_command(*shlex.split(command)[1:])
+    assert read_results(RUNS / "later/evaluate")["splits"] == before
 
 
 def test_a_damaged_file_of_another_run_is_a_warning_and_the_report_is_made(learned, caplog):

@@ -32,7 +32,7 @@ from typing import Any
 
 from permafrost.config.evaluation import feature_probes
 from permafrost.config.verbs import EvaluateConfig, Plan, report_command
-from permafrost.evaluation.evaluator import align_columns, main_numbers, numbers_of
+from permafrost.evaluation.evaluator import align_columns, interval_of, main_numbers, numbers_of
 from permafrost.evaluation.inputs import EvaluationInputs, open_inputs, without_unknown_variants
 from permafrost.evaluation.results import (
     MAPS,
@@ -95,7 +95,10 @@ class EvaluateResult:
         Each split with many labels has a table of them, too.
         """
         columns = {
-            split: {name: _format_value(value) for name, value in main_numbers(metrics).items()}
+            split: {
+                name: _format_value(value, interval_of(self.numbers[split], name))
+                for name, value in main_numbers(metrics).items()
+            }
             for split, metrics in self._measured.items()
         }
         for split in self.splits:
@@ -137,8 +140,9 @@ _MAX_LABELS = 40
 """Largest number of labels whose table is printed."""
 
 
-def _format_value(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+def _format_value(value: float, interval: tuple[float, float] | None = None) -> str:
+    text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    return text if interval is None else f"{text} ({interval[0]:.4f} to {interval[1]:.4f})"
 
 
 def _format_levels(values: Sequence[float]) -> str:

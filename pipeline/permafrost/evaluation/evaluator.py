@@ -93,6 +93,19 @@ def main_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     return numbers
 
 
+def interval_of(numbers: Mapping[str, float], name: str) -> tuple[float, float] | None:
+    """Return the 95 % interval over records of a number <evaluator>.<quantity>.<part>, None without one.
+
+    Args:
+        numbers: Numbers of a split by name.
+        name: Name of one of them.
+    """
+    quantity, _, part = name.partition(".")[2].partition(".")
+    start = name.partition(".")[0] + "." + quantity
+    ends = [numbers.get(f"{start}_{end}.{part}") for end in ("low", "high")]
+    return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+
+
 _FEW = 10
 """Largest number of entries of a mapping without a page that is always shown."""
 
@@ -145,6 +158,9 @@ class Page(NamedTuple):
     quantities: tuple[Quantity, ...]
     per_split: bool = True
     """False for an evaluator whose numbers are the same for every split."""
+    remarks: str = ""
+    """`module:function` that returns sentences on the evaluator's metrics of a network on a split, where they say less
+    than they seem to."""
     pictures: str = ""
     """`module:function` that draws its pictures from its files: (results, teacher, store) -> list of PictureFigure
     (permafrost_report/evaluator_sections.py)."""

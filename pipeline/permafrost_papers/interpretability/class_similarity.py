@@ -21,6 +21,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from permafrost.core.batches import require_all_logits
+from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError, require, shorten
 from permafrost.core.records import NO_LABEL
 from permafrost.evaluation.context import EvaluationContext, require_one_label
@@ -92,13 +93,14 @@ def coarse_similarity(classes: Sequence[str], option: str) -> Tensor:
 
 NAME = "class_similarity"
 _OPTION = f"evaluate.{NAME}.similarity"
+_DRAWS = 200
+"""Draws of the bootstrap."""
 
 
 def mean_predictions(logits: Tensor, labels: Tensor, tau: float) -> tuple[float, Tensor]:
-    """Compute the mean entropy of softmax_tau in nats, and the matrix P, f64 [K, K].
+    """Compute the mean entropy of softmax_tau in nats, log K if uniform, and the matrix P, f64 [K, K].
 
-    The entropy is log K for uniform predictions. A class without records has a row of nan. Records without a label are
-    left out.
+    Records without a label are left out.
 
     Args:
         logits: Raw, [B, K].
@@ -107,11 +109,46 @@ def mean_predictions(logits: Tensor, labels: Tensor, tau: float) -> tuple[float,
     """
     there = labels != NO_LABEL
     log_p = F.log_softmax(logits[there].double() / tau, dim=1)
-    p, classes = log_p.exp(), labels[there]
-    number = logits.shape[1]
-    sums = p.new_zeros(number, number).index_add_(0, classes, p)
-    records = classes.bincount(minlength=number)
-    return float(-(p * log_p).sum()) / len(classes), sums / records[:, None]
+    entropy = -(log_p.exp() * log_p).sum() / len(log_p)
+    return float(entropy), _class_means(log_p.exp(), labels[there], torch.ones(len(log_p)))
+
+
+def _class_means(p: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
+    """Compute P, f64 [K, K], from probabilities f64 [B, K] of weighted records; nan for a class without any."""
+    number, weights = p.shape[1], weights.double()
+    sums = p.new_zeros(number, number).index_add_(0, classes, p * weights[:, None])
+    return sums / classes.bincount(weights, minlength=number)[:, None]
+
+
+def spearman_interval(
+    logits: Tensor, labels: Tensor, tau: float, other: Tensor, *, is_similarity: bool
+) -> tuple[float, float] | None:
+    """Compute the 95 % interval over records of a Spearman correlation, by the Bayesian bootstrap (Rubin 1981).
+
+    Args:
+        logits: Raw, [B, K].
+        labels: i64 [B].
+        tau: Temperature > 0.
+        other: Logits [B, K] of another network for the same records, whose class means are weighted alike, or a
+            similarity [K, K].
+        is_similarity: Whether `other` is a similarity.
+
+    Returns:
+        Both ends, None if a draw has no correlation.
+    """
+    there = labels != NO_LABEL
+    p = F.softmax(logits[there].double() / tau, dim=1)
+    q = other if is_similarity else F.softmax(other[there].double() / tau, dim=1)
+    generator = torch.Generator().manual_seed(derive_seed(0, NAME))
+    draws = []
+    for _ in range(_DRAWS):
+        weights = torch.empty(len(p)).exponential_(generator=generator)
+        second = q if is_similarity else _class_means(q, labels[there], weights)
+        draws.append(off_diagonal_spearman(_class_means(p, labels[there], weights), second))
+    if None in draws:
+        return None
+    low, high = np.quantile(np.array(draws, float), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def off_diagonal_spearman(first: Tensor, second: Tensor) -> float | None:
@@ -164,6 +201,7 @@ def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
     - spearman.teacher: correlation of the off-diagonal class means with those of the first teacher pass;
     - spearman.given: correlation of the off-diagonal class means with evaluate.class_similarity.similarity, or
       .reference;
+    - spearman_low and spearman_high: ends of their 95 % intervals over records;
     - teacher_entropy and teacher_spearman.given: the same for the teacher.
 
     Returns:
@@ -173,22 +211,24 @@ def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
     entropy, class_means = mean_predictions(predictions.logits, predictions.labels, options.tau)
     metrics: dict[str, Any] = {"entropy": entropy}
     spearman, of_teacher = {}, {}
-    teacher = None
+    teacher, intervals = None, {}
+    measured = predictions.logits, predictions.labels, options.tau
     if predictions.teacher_logits is not None:
-        metrics["teacher_entropy"], teacher = mean_predictions(
-            require_all_logits(predictions.teacher_logits, f"evaluators={NAME}"),
-            predictions.labels,
-            options.tau,
-        )
+        logits = require_all_logits(predictions.teacher_logits, f"evaluators={NAME}")
+        metrics["teacher_entropy"], teacher = mean_predictions(logits, *measured[1:])
         spearman["teacher"] = off_diagonal_spearman(class_means, teacher)
+        intervals["teacher"] = spearman_interval(*measured, logits, is_similarity=False)
     if (similarities := _given_similarity(context)) is not None:
         spearman["given"] = off_diagonal_spearman(class_means, similarities)
+        intervals["given"] = spearman_interval(*measured, similarities, is_similarity=True)
         if teacher is not None:
             of_teacher["given"] = off_diagonal_spearman(teacher, similarities)
     defined = {
         name: {key: value for key, value in values.items() if value is not None}
         for name, values in {"spearman": spearman, "teacher_spearman": of_teacher}.items()
     }
+    for end, name in enumerate(("spearman_low", "spearman_high")):
+        defined[name] = {key: values[end] for key, values in intervals.items() if values}
     return metrics | {name: values for name, values in defined.items() if values}
 
 

@@ -16,7 +16,8 @@ channels), K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -39,6 +40,8 @@ from permafrost.models.resolve import require_images
 from permafrost_papers.interpretability.gradient_alignment import input_gradient
 from permafrost_papers.interpretability.options import DiffroarOptions
 from permafrost_papers.probe_set import balanced_order
+
+logger = logging.getLogger("permafrost.evaluate")
 
 Part = Literal["top", "bottom"]
 _LEVELS = 256
@@ -295,20 +298,39 @@ def compare(
         name: np.subtract.outer(top, runs["bottom"][name]) for name, top in runs["top"].items()
     }
     difference = {name: float(values.mean()) for name, values in pairs.items()}
-    return {
+    means = {
+        part: {name: float(np.mean(values)) for name, values in runs[part].items()}
+        for part in parts
+    }
+    numbers = {
         "train_records": len(train.labels),
         "test_records": len(test.labels),
         "difference": difference,
         "sd": {name: float(values.std()) for name, values in pairs.items()},
         "mean": float(np.mean(list(difference.values()))),
-        "power": {
-            part: {name: float(np.mean(values)) for name, values in runs[part].items()}
-            for part in parts
-        },
+        "power": means,
         "mask_only": mask_only,
         "unmasked": unmasked,
         "chance": float(test.labels.bincount().max()) / len(test.labels),
     }
+    for sentence in revealing_positions(numbers):
+        logger.warning("%s", sentence)
+    return numbers
+
+
+def revealing_positions(numbers: Mapping[str, Any]) -> list[str]:
+    """Return a sentence if the positions alone predict the class as well as the pixels at them.
+
+    Args:
+        numbers: Result of `compare`.
+    """
+    power, mask_only = numbers["power"]["top"], numbers["mask_only"]
+    if not (kept := [name for name in mask_only if mask_only[name] >= power[name]]):
+        return []
+    return [
+        f"with {', '.join(kept)} kept, a probe of the positions alone is as good as one of the pixels, so the "
+        "difference says nothing about the pixels"
+    ]
 
 
 def _free_rows(context: EvaluationContext) -> NDArray[np.int64]:
@@ -353,8 +375,10 @@ EVALUATOR = Evaluator(
         "Predictive power of the gradients' order",
         "Predictive power of the pixels with the highest gradients minus that of those with the lowest, by the "
         "share that is kept (Shah et al. 2021). Above 0, the gradients select pixels that a retrained network can "
-        "use. The mask alone should not predict the class.",
-        (
+        "use. That says little where a probe of the positions alone is as good, as then the outline of the mask "
+        "reveals the class.",
+        remarks="permafrost_papers.interpretability.diffroar:revealing_positions",
+        quantities=(
             Quantity(
                 "difference",
                 "DiffROAR by the fraction of pixels that is kept, in per cent",
@@ -371,13 +395,15 @@ EVALUATOR = Evaluator(
             Quantity(
                 "mask_only",
                 "Accuracy of a probe on the mask alone",
-                "Accuracy of a probe that sees the kept positions only; above chance, they reveal the class.",
+                "Accuracy of a probe that sees only which pixels are kept; above chance, the positions reveal the "
+                "class.",
                 is_main=False,
             ),
             Quantity(
                 "unmasked",
                 "Accuracy of a probe on whole images",
-                "Accuracy of the same probe network without a mask: the most that a masked image can reach.",
+                "Accuracy of the same probe network without a mask. A masked image may have more, because its "
+                "positions are chosen by a network that has learned the classes.",
                 is_main=False,
             ),
             Quantity(

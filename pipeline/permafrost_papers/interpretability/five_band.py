@@ -31,7 +31,14 @@ from permafrost.core.batches import Batch
 from permafrost.core.errors import require
 from permafrost.core.records import NO_CLASS
 from permafrost.evaluation.context import EvaluationContext
-from permafrost.evaluation.evaluator import LESS_PER_CENT, PER_CENT, Evaluator, Page, Quantity
+from permafrost.evaluation.evaluator import (
+    LESS_PER_CENT,
+    PER_CENT,
+    Evaluator,
+    Metric,
+    Page,
+    Quantity,
+)
 from permafrost.evaluation.forward import attribution_of, maps_of
 from permafrost.evaluation.metrics import upsample
 from permafrost.loading.geometry import canonical_from_view, view_images, warp
@@ -243,6 +250,12 @@ EVALUATOR = Evaluator(
                 "Fraction of pixels that are right; a map of zeros reaches the fraction of the background.",
                 PER_CENT,
                 "bar",
+            ),
+            Quantity(
+                "background_fraction",
+                "Pixel accuracy of a map of zeros",
+                "Fraction of the background, which is the level of the pixel accuracy.",
+                Metric(higher_is_better=None),
             ),
             Quantity(
                 "recall",

@@ -10,6 +10,7 @@ For each layer of the student and the paired layer of the teacher, over a fixed 
     fss_p          p-value of fss under independence, by the t-test for high dimensions
     relevance_p    p-value of relevance under independence, by permutations of the labels
     rs_p           p-value of rs if the true value is 0, by permutations and by the jackknife
+    fss_low, ...   ends of the 95 % intervals over records, by the jackknife, of fss and rs
     fss_biased     V-statistic of the released code on features of unit norm, for parity only
 
 A teacher's distances are cached in the store and computed once. The tensors in <store>/artifacts/distances-<fp8>/ are
@@ -213,6 +214,8 @@ def evaluate_distances(context: EvaluationContext) -> dict[str, Any]:
         fss = {layer_name: table.correlation(*pair) for layer_name, pair in pairs.items()}
         numbers["fss"] = {layer_name: float(value) for layer_name, value in fss.items()}
         numbers["fss_p"] = {layer_name: table.p_value(value) for layer_name, value in fss.items()}
+        for end, name in enumerate(("fss_low", "fss_high")):
+            numbers[name] = {layer: table.interval(*pair)[end] for layer, pair in pairs.items()}
         if options.biased:
             unit = {name: by_form["unit"] for name, by_form in distances_by_network.items()}
             biased = _table(unit, [])
@@ -240,7 +243,8 @@ def _residuals(
     options: DistanceCorrelationOptions,
 ) -> dict[str, Any]:
     """Compute rs, rs_p and pdcor: x_given_y -> layer of the student -> value."""
-    numbers: dict[str, dict[str, dict[str, float]]] = {"rs": {}, "rs_p": {}, "pdcor": {}}
+    quantities = ("rs", "rs_low", "rs_high", "rs_p", "pdcor")
+    numbers: dict[str, dict[str, dict[str, float]]] = {quantity: {} for quantity in quantities}
     for x, given in wanted_pairs(options.pairs, options.baseline):
         name = f"{x}_given_{given}"
         names = {
@@ -251,6 +255,11 @@ def _residuals(
             layer_name: float(table.semi_partial(*compared))
             for layer_name, compared in names.items()
         }
+        for end, quantity in enumerate(("rs_low", "rs_high")):
+            numbers[quantity][name] = {
+                layer: table.interval(x_layer, target, given_layer)[end]
+                for layer, (x_layer, given_layer, target) in names.items()
+            }
         numbers["rs_p"][name] = {
             layer_name: table.residual_p(x_layer, given_layer)
             for layer_name, (x_layer, given_layer, _) in names.items()
@@ -342,14 +351,16 @@ EVALUATOR = Evaluator(
     Page(
         "Distilled",
         "Distilled and residual features",
-        "Bias-corrected squared distance correlation of features: 1 means equal up to rotation, shift and scale, "
-        "and independent features are around 0. FSS compares the student with its teacher. RS is the relevance of "
-        "one network's features to the labels that remains after removing the other's features (UniCAM, eq. B1).",
+        "Bias-corrected squared distance correlation of features: 1 means equal up to rotation, shift and scale. FSS "
+        "compares the student with its teacher; networks that see the same images have more than 0, also untrained "
+        "ones. RS is the relevance of one network's features to the labels that remains after removing the other's "
+        "features (UniCAM, eq. B1). A negative RS means that what is left of the features groups the records less by "
+        "label than the removed part does: nothing was added. Intervals are over records.",
         (
             Quantity(
                 "fss",
                 "FSS: teacher against student, by layer of the student",
-                "Similarity of the student's features to the teacher's: equal ones have 1, independent ones about 0.",
+                "Similarity of the student's features to the teacher's; equal ones have 1.",
                 MORE,
                 "line",
             ),
@@ -395,7 +406,20 @@ EVALUATOR = Evaluator(
             Quantity(
                 "fss_p",
                 "FSS: p-value under independence",
-                "Probability of an FSS at least this large if the features of both networks were independent.",
+                "Probability of an FSS at least this large if the features of both networks were independent, which "
+                "they hardly are for the same images.",
+                is_main=False,
+            ),
+            Quantity(
+                "rs_p",
+                "RS: p-value",
+                "Probability of an RS at least this large if nothing remained.",
+                is_main=False,
+            ),
+            Quantity(
+                "pdcor",
+                "Partial distance correlation",
+                "RS with the other network's features also removed from the labels.",
                 is_main=False,
             ),
             Quantity(

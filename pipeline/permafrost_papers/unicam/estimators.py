@@ -281,23 +281,40 @@ class InnerProducts:
             ValueError: If there are no permutations.
         """
         permuted = self.permutation_p(a, given)
-        assert self.without is not None
-        i, j, g = self.names.index(a), self.names.index(given), len(self.names) - 1
-        every = torch.cat([self.sums[..., None], self.without], dim=2)
-
-        def r_star(x: int, y: int) -> Tensor:
-            scale = (every[x, x] * every[y, y]).clamp(min=0).sqrt()
-            return torch.where(scale > 0, every[x, y] / scale.clamp(min=1e-300), 0.0)
-
-        ag, ab, bg = r_star(i, g), r_star(i, j), r_star(j, g)
-        rs = (ag - ab * bg) / (1 - ab**2).clamp(min=SAME).sqrt()
-        records = rs.shape[0] - 1
-        error = ((records - 1) * rs[1:].var(correction=0)).sqrt()
+        value, error = self._jackknife(a, self.names[-1], given)
         if not error > 0:
             return permuted
         from scipy.special import stdtr
 
-        return max(permuted, float(stdtr(records - 1, -float(rs[0] / error))))
+        return max(permuted, float(stdtr(self.records - 1, -value / error)))
+
+    def interval(self, a: str, target: str, given: str | None = None) -> tuple[float, float]:
+        """Compute the 95 % interval over records of R*(A, target), or of RS(A | given; target).
+
+        It is the value plus and minus the jackknife error times the quantile of Student's t, cut at -1 and 1.
+        """
+        from scipy.special import stdtrit
+
+        value, error = self._jackknife(a, target, given)
+        half = error * float(stdtrit(self.records - 1, 0.975))
+        return max(value - half, -1.0), min(value + half, 1.0)
+
+    def _jackknife(self, a: str, target: str, given: str | None) -> tuple[float, float]:
+        """Compute R*(A, target), or RS(A | given; target), and its jackknife error over records."""
+        assert self.without is not None
+        every = torch.cat([self.sums[..., None], self.without], dim=2)
+
+        def r_star(first: str, second: str) -> Tensor:
+            x, y = self.names.index(first), self.names.index(second)
+            scale = (every[x, x] * every[y, y]).clamp(min=0).sqrt()
+            return torch.where(scale > 0, every[x, y] / scale.clamp(min=1e-300), 0.0)
+
+        values = r_star(a, target)
+        if given is not None:
+            ab, bg = r_star(a, given), r_star(given, target)
+            values = (values - ab * bg) / (1 - ab**2).clamp(min=SAME).sqrt()
+        error = ((self.records - 1) * values[1:].var(correction=0)).sqrt()
+        return float(values[0]), float(error)
 
     def permutation_p(self, a: str, given: str | None = None) -> float:
         """Compute the p-value of R*(A, G), or of RS(A | given; G), with G the last matrix, the labels.

@@ -15,6 +15,7 @@ from permafrost_papers.interpretability.class_similarity import (
     mean_predictions,
     off_diagonal_spearman,
     read_similarity,
+    spearman_interval,
 )
 from permafrost_papers.interpretability.options import ClassSimilarityOptions
 
@@ -40,6 +41,28 @@ def test_entropy_of_equal_logits_is_log_k_and_of_a_sure_network_zero():
     two = torch.tensor([[math.log(3.0), 0.0]]).double()  # 3/4 and 1/4
     expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert mean_predictions(two, labels[:1], 1.0)[0] == pytest.approx(expected, abs=1e-7)
+
+
+def test_an_interval_has_the_correlation_inside_and_narrows_with_the_records():
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(120) % 8
+    logits = (
+        torch.randn(120, 8, generator=generator) + torch.randn(8, 8, generator=generator)[labels]
+    )
+    other = logits + 3 * torch.randn(120, 8, generator=generator)
+    means = [mean_predictions(values, labels, 1.0)[1] for values in (logits, other)]
+    value = off_diagonal_spearman(*means)
+    ends = [
+        spearman_interval(
+            logits.repeat(n, 1), labels.repeat(n), 1.0, other.repeat(n, 1), is_similarity=False
+        )
+        for n in (1, 25)
+    ]
+    assert ends[0][0] < ends[1][0] < value < ends[1][1]
+    assert np.ptp(ends[1]) < 0.4 * np.ptp(ends[0])
+    assert spearman_interval(logits, labels, 1.0, logits, is_similarity=False) == (1.0, 1.0)
+    low, high = spearman_interval(logits, labels, 1.0, means[1], is_similarity=True)
+    assert low < value < high
 
 
 def test_a_temperature_divides_the_logits(answers):

@@ -16,6 +16,7 @@ from permafrost_papers.interpretability.diffroar import (
     mask_of_part,
     rank,
     rank_quantiles,
+    revealing_positions,
 )
 from permafrost_papers.interpretability.options import DiffroarOptions
 
@@ -125,7 +126,7 @@ def test_nothing_kept_and_everything_kept_are_worth_nothing_by_definition():
 
 
 @pytest.mark.slow
-def test_an_order_that_reads_the_true_label_gives_it_away_in_its_places():
+def test_an_order_that_reads_the_true_label_gives_it_away_in_its_places(caplog):
     """The positions of the kept pixels alone reveal the class, on images of pure noise."""
 
     def label_dependent(images, labels):
@@ -137,6 +138,9 @@ def test_an_order_that_reads_the_true_label_gives_it_away_in_its_places():
     found = diffroar_of(label_dependent, informative=0, build=perceptron)
 
     assert found["mask_only"]["50%"] == 1
+    (sentence,) = revealing_positions(found)
+    assert "50% kept, a probe of the positions alone" in sentence
+    assert caplog.messages == [sentence]
     se = math.sqrt(0.25 / RECORDS)
     assert found["power"]["top"]["50%"] > 0.5 + 10 * se  # although the images are pure noise
     assert abs(found["unmasked"] - 0.5) < 0.1

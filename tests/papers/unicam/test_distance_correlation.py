@@ -40,6 +40,28 @@ def labeled(n: int, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     return gaussian(0, n, 12) + 2 * hot @ gaussian(1, classes, 12), hot
 
 
+def dependent(n: int, seed: int) -> InnerProducts:
+    """Two views x and y of a common part, of whose first coordinate the labels g are the sign."""
+    common = gaussian(seed, n, 3)
+    x, y = (common + factor * gaussian(seed + k, n, 3) for k, factor in ((1000, 0.7), (2000, 1)))
+    sign = (common[:, :1] > 0).double()
+    named = {"x": x, "y": y, "g": torch.cat([sign, 1 - sign], dim=1)}
+    distances = {name: feature_distances(values) for name, values in named.items()}
+    return InnerProducts.from_distances(distances, permutations=19)
+
+
+def test_intervals_cover_the_values_of_a_large_sample():
+    large = dependent(1500, 0)
+    truth = float(large.correlation("x", "y")), float(large.semi_partial("x", "y", "g"))
+    intervals = [
+        (table.interval("x", "y"), table.interval("x", "g", "y"))
+        for table in (dependent(60, seed) for seed in range(1, 151))
+    ]
+    for number, value in enumerate(truth):
+        covered = np.mean([low <= value <= high for low, high in (i[number] for i in intervals)])
+        assert 0.9 <= covered <= 0.99
+
+
 # ---- known answers -------------------------------------------------------------------------------
 
 
