@@ -32,7 +32,7 @@ _OTHER_RUNS = {
     ("distill",): r"\.baseline=([^\s'\]]+)",
     ("teach", "distill"): r"=runs/([^\s'\]]+)/(?:teach|distill)\b",
 }
-"""How a command names a run whose network it reads, by the verbs that may have trained it."""
+"""Patterns of the runs whose networks a command reads, by the verbs that may have trained them."""
 _VERBS = ("teach", "precompute", "sweep", "distill", "evaluate")
 """Verbs in the order in which a run uses them."""
 
