@@ -114,6 +114,7 @@ class EvaluateResult:
                     name: _format_levels(values)
                     for name, values in spreads.items()
                     if {*values} != {main_numbers(self.splits[split]).get(name)}
+                    and not name.endswith(("_low", "_high"))
                 }
         names = dict.fromkeys(chain.from_iterable(columns.values()))
         rows = [

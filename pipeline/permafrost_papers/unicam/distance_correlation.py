@@ -354,8 +354,8 @@ EVALUATOR = Evaluator(
         "Bias-corrected squared distance correlation of features: 1 means equal up to rotation, shift and scale. FSS "
         "compares the student with its teacher; networks that see the same images have more than 0, also untrained "
         "ones. RS is the relevance of one network's features to the labels that remains after removing the other's "
-        "features (UniCAM, eq. B1). A negative RS means that what is left of the features groups the records less by "
-        "label than the removed part does: nothing was added. Intervals are over records.",
+        "features (UniCAM, eq. B1). A negative RS means that nothing was added: both networks are more similar than "
+        "their relevances explain, as networks on the same images are. Intervals are over records.",
         (
             Quantity(
                 "fss",
