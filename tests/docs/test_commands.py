@@ -42,8 +42,12 @@ SHELL = [
 
 
 def is_of_a_recipe(block, command):
-    """Return whether the command is printed by a recipe, so that tests/stages/test_recipes.py composes it."""
-    return block.page.parent.name == "papers" and re.search(r" experiment=\w+/", command)
+    """Return whether a recipe prints the command, or its page the experiment: tests/stages/test_recipes.py and
+    test_own_images.py compose these.
+    """
+    return block.page.parent.name == "papers" and re.search(
+        r" experiment=(\w+/|\w+\.yaml)", command
+    )
 
 
 COMMANDS = [
