@@ -1,4 +1,4 @@
-"""Tables of the papers' options and tests (docs/papers/): every entry exists, and every option is listed."""
+"""Tables of the papers (docs/papers/): every option and its test, and what the authors' code has and is here."""
 
 import re
 from dataclasses import fields
@@ -11,16 +11,21 @@ from tests.support.items import for_each
 from tests.support.paths import ROOT
 
 PAGES = sorted((ROOT / "docs" / "papers").glob("*.md"))
-TABLES = [
-    part.split("<!-- end of options and tests -->")[0]
-    for page in PAGES
-    for part in page.read_text().split("<!-- options and tests -->")[1:]
-]
-ROWS = [
-    [cell.strip() for cell in line.strip("|").split("|")]
-    for table in TABLES
-    for line in table.strip().splitlines()[2:]
-]
+
+
+def rows_of(page, name):
+    """Cells of each row of the tables of a name on a page."""
+    parts = page.read_text().split(f"<!-- {name} -->")[1:]
+    tables = [part.split(f"<!-- end of {name} -->")[0].strip().splitlines() for part in parts]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for lines in tables
+        for line in lines[2:]
+    ]
+
+
+ROWS = [row for page in PAGES for row in rows_of(page, "options and tests")]
+LINES = [(page, row) for page in PAGES for row in rows_of(page, "there and here")]
 TEACHINGS = {
     "guided": ("teaching=guided",),
     "ked": ("teaching=ked", "teacher=additive", "black_box=cifar"),
@@ -32,17 +37,41 @@ NOT_OF_A_PAPER = {
     *("lambda_target", "lambda_others", "map_distance", "explainer"),
     *("standardize", "balance", "drop_teachers"),
 }
-OPTIONS = [option for row in ROWS for option in re.findall(r"`([^`]+)`", row[1])]
 
 
-@for_each("row", ROWS)
-def test_a_row_names_a_test_that_is_there(row):
-    file, name, link = re.fullmatch(r"\[`(\w+\.py)::(\w+)`\]\((.+)\)", row[2]).groups()
+def options_in(cell):
+    """Options that a cell names."""
+    return re.findall(r"`([^`]+)`", cell)
 
-    (path,) = ROOT.glob(f"tests/**/{file}")
 
-    assert f"def {name}(" in path.read_text()
-    assert link == f"../../{path.relative_to(ROOT).as_posix()}"
+OPTIONS = [option for row in ROWS for option in options_in(row[1])]
+
+
+TEST = r"\[`(\w+\.py)::(\w+)`\]\(../../(tests/[^)]+)\)"
+"""Link to a test."""
+LINKS = [link for _, row in LINES for link in re.findall(TEST, "".join(row))]
+
+
+@for_each("file,name,path", [*(re.fullmatch(TEST, row[2]).groups() for row in ROWS), *LINKS])
+def test_a_row_names_a_test_that_is_there(file, name, path):
+    assert path.endswith(f"/{file}")
+    assert f"def {name}(" in (ROOT / path).read_text()
+
+
+def test_each_paper_has_a_table_of_its_code_and_ours():
+    assert {page.stem for page, _ in LINES} == {page.stem for page in PAGES} - {"own-images"}
+
+
+@for_each("page,line", LINES)
+def test_what_is_here_has_a_test_or_a_listed_option_and_what_is_not_a_reason(page, line):
+    there, here, _ = line
+    listed = {option for row in rows_of(page, "options and tests") for option in options_in(row[1])}
+
+    assert there
+    if here.startswith("not here"):
+        assert len(here) > len("not here: ") + 20, here
+    else:
+        assert listed & set(options_in(here)) or re.search(TEST, here) or "TODO-" in here, here
 
 
 @for_each("option", OPTIONS)
