@@ -409,9 +409,12 @@ def lacking_networks(results: Mapping[str, Any], config: EvaluateConfig) -> tupl
 
     Args:
         results: Content of metrics.json.
-        config: Options of the command; evaluate.random_networks=null keeps the number of an earlier call.
+        config: Options of the command; evaluate.random_networks=null keeps the number of an earlier call, and 0
+            measures none.
     """
     measured = results[RANDOM_NETWORKS]
+    if config.evaluate.random_networks == 0:
+        return 0, []
     count = max(config.evaluate.random_networks or 0, *measured.values(), 0)
     evaluators = dict.fromkeys([*results["evaluators"], *config.requested_evaluators])
     known = [name for name in evaluators if name in EVALUATORS]  # others are of plug-ins
