@@ -20,7 +20,7 @@ from permafrost_report.comparison import (
     summarize,
 )
 from permafrost_report.model_selection import load_selection, reservations
-from permafrost_report.student_results import StudentResult, load_results
+from permafrost_report.student_results import StudentResult, load_results, untrained_results
 
 DEFAULT_METRICS = ("accuracy", "f1", "agreement", "epg", "iou")
 """Metrics that a report and the summary of a sweep show without being asked."""
@@ -461,9 +461,12 @@ def summary_table(run: str) -> str:
     selected = [selection.select] if selection else []
     table = [["variant", "seeds", *selected, *(column.name for column in columns)]]
     variants = variant_summary(student_rows(results, columns), columns)
-    for variant in variants:
+    untrained = variant_summary(student_rows(untrained_results(results), columns), columns)
+    for variant in [*variants, *untrained]:
         row = [variant["method"], str(variant["seeds"])]
-        if selection is not None:
+        if variant in untrained:
+            row += [""] * len(selected)
+        elif selection is not None:
             candidate = chosen[points[variant["method"]]]
             row[0] = f"{row[0]} {point_label(candidate.point)}".strip()
             known = Column(name="", source=f"all.{selection.select}", known=selection.metric)

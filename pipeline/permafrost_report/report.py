@@ -56,6 +56,7 @@ def report_run(config: ReportConfig) -> ReportResult:
     )
     from permafrost_report.page import render_page
     from permafrost_report.page_content import gather_page
+    from permafrost_report.student_results import untrained_results
 
     page = gather_page(config)
     values = page.values
@@ -68,10 +69,11 @@ def report_run(config: ReportConfig) -> ReportResult:
         students = [result for result in page.results if result.is_evaluated]
         evaluated = students or list(filter(None, [page.network]))
         contents["csv"], contents["variants.csv"] = number_tables(
-            evaluated, values.get("networks", [])
+            [*evaluated, *untrained_results(evaluated)], values.get("networks", [])
         )
         if config.report.format == "latex":
-            contents["tex"] = latex_table(evaluated, values["variants"], page.columns, config.run)
+            rows = [*values["variants"], *values["random_networks"]]
+            contents["tex"] = latex_table(evaluated, rows, page.columns, config.run)
     place = next(
         (result.place for result in [*page.results, *filter(None, [page.network])] if result.place),
         "",

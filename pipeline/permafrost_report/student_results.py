@@ -308,6 +308,8 @@ def untrained_results(results: Sequence[StudentResult]) -> list[StudentResult]:
             result,
             label="random networks" + f" like {result.label}" * (len(by_network) > 1),
             seed=None,
+            run="",
+            evaluation_name=RANDOM_NETWORKS,  # a folder without records, which are not kept
             metrics={
                 split: metrics[RANDOM_NETWORKS][number]
                 for split, metrics in result.metrics.items()

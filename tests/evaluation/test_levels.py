@@ -57,11 +57,13 @@ def drawn_levels(seed):
 LEVELS = {"agreement": 1 / K, "top_k": 3 / K, "spearman": 0, "fss": 0, "relevance": 0, "rs": 0}
 
 
-STATED = set(
-    "accuracy micro_<score> macro_<score> labels.<class>.<score> group_accuracy.<g> agreement epg iou teacher_epg "
-    "top_k.accuracy.<k> mask_energy entropy spearman.teacher spearman.given difference.<k> mean mask_only.<k> unmasked "
-    "fss.<layer> relevance.<network>.<layer> rs.<x>_given_<y>.<layer> pdcor fss_p relevance_p rs_p fss_biased".split()
-)
+STATED = {
+    *("accuracy", "micro_<score>", "macro_<score>", "labels.<class>.<score>", "group_accuracy.<g>"),
+    *("agreement", "top_k.accuracy.<k>", "entropy", "epg", "iou", "teacher_epg", "mask_energy"),
+    *("spearman.teacher", "spearman.given", "difference.<k>", "mean", "mask_only.<k>", "unmasked"),
+    *("fss.<layer>", "relevance.<network>.<layer>", "rs.<x>_given_<y>.<layer>", "pdcor"),
+    *("fss_p", "relevance_p", "rs_p", "fss_biased"),
+}
 """Metrics with a level: those above, of uniform maps, of scikit-learn, and of the tests of their evaluators."""
 
 

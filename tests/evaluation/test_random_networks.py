@@ -1,5 +1,6 @@
 """Levels of untrained networks (evaluate.random_networks): those of weights=random, kept in the store, and refused."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from permafrost.evaluation.random_networks import untrained_networks
 from permafrost.evaluation.results import RANDOM_NETWORKS
 from permafrost.models.saved import TrainedModel
 from permafrost_papers.unicam.options import DistanceCorrelationOptions
+from permafrost_report.main_table import summary_table
 from tests.support.additive import CHANNELS, NUM_CLASSES, SIDE, additive_model, inputs_of
 from tests.support.runs import TRAINER, distill_config, evaluation_of, report_config
 from tests.support.verbs import distill, evaluate, report
@@ -67,7 +69,11 @@ def test_a_later_evaluator_measures_them_too_and_a_report_shows_them(own):
     trained = distill_config(own, run="trained", trainer=replace(TRAINER, epochs=1))
     distill.run(trained)
     evaluated(own, run="trained", networks=2)
-    html = Path(report.run(report_config(own, "trained")).html).read_text()
+    made = report.run(report_config(own, "trained", format="latex"))
+    html, table = Path(made.html).read_text(), Path(made.csv).read_text()
+    assert "random networks & 2 &" in made.latex
+    assert table.count("\nrandom networks,") == 2
+    assert re.search(r"\nrandom networks +2 ", summary_table("trained"))
     assert html.count(">random networks</th>") >= 7  # the main table and those of FSS and RS
 
 
