@@ -101,7 +101,7 @@ KINDS = [
     slow(
         "teacher=additive teacher.name=conv teacher.superfeatures=4 teacher.grid=[4,4] teacher.input_size=16 "
         "teacher.weights=random annotate.outputs=[logits,superfeature_logits]",
-        ["method=kd"],
+        ["method=ked"],
     ),
 ]
 
@@ -201,7 +201,37 @@ def test_what_follows_a_pass_over_a_table_runs(permafrost):
     assert code == 0, errors
     trained, _ = follow(permafrost, printed)
 
-    assert methods_of(trained) == ["method=kd"]
+    assert methods_of(trained) == ["method=ked"]
+
+
+@needs_papers
+def test_what_follows_the_training_of_a_teacher_of_ked_runs(permafrost, packed, tmp_path):
+    shutil.copytree(packed, tmp_path / "stores" / "tiny")
+    words = ["store.path=stores/tiny", *TEACHER.split(), "run=one"]
+    code, printed, errors = permafrost("precompute", *words)
+    assert code == 0, errors
+    refused = ["method=ked", "student=additive", "augment=none"]
+    code, _, errors = permafrost("distill", words[0], "run=two", *refused)
+    assert (code, errors.count("\n")) == (1, 1)
+    assert "is of teacher=cifar, which has none" in errors
+    assert "teacher=additive and annotate.outputs=[logits,superfeature_logits] and" in errors
+    shutil.rmtree(tmp_path / "stores" / "tiny" / "teachers")
+
+    network = [f"black_box.{word.removeprefix('teacher.')}" for word in TEACHER.split()[1:]]
+    teaching = ["teaching=ked", "black_box=cifar", *network, "teaching.records=8"]
+    additive = ["teacher=additive", "teacher.name=mlp", "teacher.superfeatures=3"]
+    sizes = ["teacher.grid=[2,4]", "teacher.input_size=16", "teaching.augment=none"]
+    quick = [f"teaching.{word}" for word in QUICK]
+    code, printed, errors = permafrost(
+        "teach", words[0], "run=ked", *teaching, *additive, *sizes, *quick
+    )
+    assert code == 0, errors
+    passed, printed = run_next(permafrost, printed)
+    trained, _ = follow(permafrost, printed)
+
+    assert "annotate.outputs=[logits,superfeature_logits]" in passed
+    assert methods_of(trained) == ["method=ked"]
+    assert {"student.partition=runs/ked/teach", "student.grid=[2,4]"} <= set(trained)
 
 
 @needs_papers

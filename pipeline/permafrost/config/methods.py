@@ -72,6 +72,9 @@ class MethodConfig(Options):
     Each class states this itself, since a loss of its own must read them."""
     needs_one_label: ClassVar[bool] = False
     """True if the loss needs the one label of a record, which a mixture of two does not have in any mode."""
+    suggestion: ClassVar[str] = ""
+    """`module:name` of a function (store, pass) -> arguments of `distill` besides method=, which choose a student that
+    can be trained on the pass, or none if no student can; `next:` prefers methods with such a function."""
     is_term: ClassVar[bool] = False
     """True if method=several may combine it with others: its loss keeps no state besides its parameters."""
 

@@ -56,8 +56,8 @@ class ModelConfig(Options):
 
     table_options: ClassVar[tuple[str, ...]] = ()
     """Options that choose a network of this kind for rows of a table, empty if all of them take images."""
-    table_outputs: ClassVar[tuple[str, ...]] = ("logits",)
-    """Outputs of a pass over a table."""
+    pass_outputs: ClassVar[tuple[str, ...]] = ("logits",)
+    """Outputs of a pass over a table. If there are several, also those of the pass that `teach` suggests for images."""
 
     suits_channels_last: ClassVar[bool] = False
     """True if channels_last=null of passes and trainings is channels-last for networks of this kind, which all accept

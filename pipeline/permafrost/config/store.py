@@ -122,6 +122,8 @@ class OutputInfo(NamedTuple):
     """Class of the options that it adds to PassOptions."""
     describe: str = ""
     """`module:name` of a function (teacher network) -> entries of the pass's manifest that its fingerprint covers."""
+    networks: tuple[str, ...] = ()
+    """Kinds of networks that can produce it; empty if the kind does not decide."""
 
     @property
     def read_options(self) -> tuple[str, ...]:

@@ -167,7 +167,7 @@ def _check_form(store: Store, need_images: Iterable[tuple[str, str]]) -> None:
 def _need_images_in_precompute(config: PrecomputeConfig) -> Iterator[tuple[str, str]]:
     if spatial := [name for name in config.annotate.outputs if not OUTPUTS[name].fits_tables]:
         teacher = config.teacher
-        others = ("logits",) if isinstance(teacher, NoModelConfig) else teacher.table_outputs
+        others = ("logits",) if isinstance(teacher, NoModelConfig) else teacher.pass_outputs
         yield (
             f"annotate.outputs names {', '.join(spatial)}, which need images",
             f"; set annotate.outputs=[{','.join(others)}]",

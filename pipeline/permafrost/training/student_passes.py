@@ -24,6 +24,7 @@ from permafrost.config.methods import (
     SoftTargetsConfig,
 )
 from permafrost.config.models import ModelConfig, NoModelConfig
+from permafrost.config.store import OUTPUTS
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import FEATURES, FOLD
 from permafrost.loading.replayed_views import check_replayed
@@ -299,9 +300,19 @@ def _check_contents(
             f"{teacher.folder} holds no logits, but {reader} needs them{serves}; set method.lambda_kd=0, or run "
             f"permafrost precompute with logits in annotate.outputs and name its pass with {option}"
         )
-    outputs = ",".join(("logits", "maps", *needs.outputs))
+    stored = {name for name in OUTPUTS if teacher.fields_of(name)} | {"logits"}
+    networks, kind = (
+        OUTPUTS[lack].networks,
+        teacher.manifest.teacher.get("architecture", {}).get("kind"),
+    )
+    network, absent = "", f"holds no output {lack}"
+    if networks and kind not in networks:
+        network = f"teacher={' or '.join(networks)} and "
+        absent += f" and is of teacher={kind}, which has none"
+        stored, live = {"logits"}, live and f"{live} and that teacher"
+    outputs = ",".join(name for name in OUTPUTS if name in stored.union(needs.outputs))
     raise StoreMismatchError(
-        f"{teacher.folder} holds no output {lack}, but {reader} needs it{serves}; run permafrost precompute with "
+        f"{teacher.folder} {absent}, but {reader} needs it{serves}; run permafrost precompute with {network}"
         f"annotate.outputs=[{outputs}] and name its pass with {option}{live}"
     )
 

@@ -362,6 +362,10 @@ def pass_command(config: TeachConfig, store: Store, weights: str, kind: str = "s
         f"teacher={kind}",
         f"teacher.weights={Path(weights).parent}",
     ]
-    if not store.form.has_places:
-        arguments.append(f"annotate.outputs=[{','.join(config.teacher.table_outputs)}]")
+    outputs = config.teacher.pass_outputs
+    if not store.form.has_places or len(outputs) > 1:
+        # The network of several folds has no outputs of one kind of network.
+        arguments.append(
+            f"annotate.outputs=[{','.join(outputs if kind == 'saved' else ['logits'])}]"
+        )
     return " ".join(["permafrost precompute", *map(shlex.quote, arguments)])

@@ -6,10 +6,12 @@ import logging
 import shlex
 from itertools import chain, count
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 
 from permafrost.config.explainers import EXPLAINERS, ExplainerConfig
+from permafrost.config.methods import METHODS
 from permafrost.config.models import CifarModelConfig, table_arguments
 from permafrost.config.store import OUTPUTS
 from permafrost.core.records import NO_LABEL
@@ -148,15 +150,18 @@ class NextCommands:
         arguments += ["mode=replay"] if replays else []
         split = _training_split(self.store)
         arguments += [] if split == "train" else [f"split={split}"]
-        if self.store.form.has_places:
+        if suggested := _suggested_arguments(self.store, teacher):
+            arguments += suggested
+        elif self.store.form.has_places:
             side = teacher.manifest.teacher["preprocessing"].get("input_size")
             size = (side, side) if side else self.store.size
             arguments += _method_arguments(self.store, teacher, split, is_large(size))
             if is_large(self.store.size):
                 arguments += self._augment_arguments("augment", size)
-            arguments += self._holdout_arguments(split)
         else:
             arguments += ["method=kd", *table_arguments("student"), "augment=none"]
+        if self.store.form.has_places:
+            arguments += self._holdout_arguments(split)
         if replays or len(self.store.pass_folders()) > 1:
             arguments.append(f"store.teacher={teacher.name}")
         return " ".join(["permafrost distill", *map(shlex.quote, arguments)])
@@ -206,6 +211,14 @@ def _arguments_of_pass(made: TeacherPass, network: Path) -> list[str]:
         *([] if kind == "gradcam" else [f"explainer={kind}"]),
         *(f"explainer.{option}" for option in options if option != "target_classes=top1"),
     ]
+
+
+def _suggested_arguments(store: Store, teacher: TeacherPass) -> list[str]:
+    """Return arguments of the first method that suggests a student for a pass by itself, [] if none does."""
+    for kind, options in METHODS.items():
+        if options.suggestion and (words := resolve_name(options.suggestion)(store, teacher)):
+            return [f"method={kind}", *words]
+    return []
 
 
 def _method_arguments(

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from permafrost.config.builder import build_config, to_plain_dict
 from permafrost.config.distillation import DistillConfig
 from permafrost.core.batches import AnyLabels, Targets, require_logits
 from permafrost.core.errors import require
@@ -23,13 +25,15 @@ from permafrost.losses.labels import LabelsLoss, label_term
 from permafrost.losses.logit_distances import kd_loss
 from permafrost.models.classifier import ModelOutput
 from permafrost.models.providers import build_model
-from permafrost.store.reader import TeacherPass
+from permafrost.store.manifest import CANONICAL_VIEW
+from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.student_passes import live_teacher
 from permafrost_papers.ked.additive_network import network_partition
 from permafrost_papers.ked.chimeras import Chimeras
 from permafrost_papers.ked.options import (
     HIDDEN_OUTPUT,
     OUTPUT,
+    PARTITION_NAME,
     AdditiveModelConfig,
     KEDConfig,
     KEDTeachingConfig,
@@ -245,6 +249,43 @@ class KEDLoss(DistillationLoss):
         if self.student_coarsening is not None:
             student_logits = coarsen(student_logits, self.student_coarsening, teacher.shape[1])
         return superfeature_loss(student_logits, teacher, self.config.tau_superfeatures)
+
+
+_SHARED = (
+    *("name", "superfeatures", "grid", "trunk", "trunk_kind", "trunk_features", "stem_stride"),
+    "columns",
+)
+"""Options of a network that its superfeatures depend on."""
+
+
+def suggest_student(store: Store, teacher: TeacherPass) -> list[str]:
+    """Return arguments of `distill` for a student with the superfeatures of a pass, [] if none can have them.
+
+    The partition is the one that the run of the teacher has found, or contiguous. The student has the default width.
+    """
+    hierarchy, described = pass_hierarchy(teacher), teacher.manifest.teacher
+    has_labels = bool(store.manifest.classes_of(teacher.num_classes)) and store.index.most_labels()
+    if hierarchy is None or not has_labels or store.manifest.multi_label:
+        return []
+    options = {name: described["architecture"][name] for name in _SHARED}
+    if side := described["preprocessing"].get("input_size"):
+        options["input_size"] = side
+    folder = Path(teacher.manifest.made_with.get("weights", "")).parent
+    if (folder / PARTITION_NAME).is_file():
+        options["partition"] = str(folder)
+    student = build_config(AdditiveModelConfig, options)
+    network = build_model(student, teacher.num_classes, may_replace_head=True)
+    if hierarchy_of(network_partition(network))[-1] != hierarchy[-1]:
+        return []
+    del options["columns"]  # of the store
+    defaults = to_plain_dict(AdditiveModelConfig())
+    words = [
+        f"student.{name}={str(value).replace(' ', '')}"
+        for name, value in options.items()
+        if value != defaults[name]
+    ]
+    is_whole = teacher.views["sampler"] == CANONICAL_VIEW
+    return ["student=additive", *words, *(["augment=none"] if is_whole else [])]
 
 
 class ExplainingTeacherLoss(LabelsLoss):

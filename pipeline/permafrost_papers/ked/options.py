@@ -51,7 +51,7 @@ class AdditiveModelConfig(ModelConfig):
 
     digests: ClassVar[str] = "permafrost_papers.ked.partition:partition_digests"
     table_options: ClassVar[tuple[str, ...]] = ("name=mlp",)
-    table_outputs: ClassVar[tuple[str, ...]] = ("logits", OUTPUT)
+    pass_outputs: ClassVar[tuple[str, ...]] = ("logits", OUTPUT)
 
     kind: Literal["additive"] = "additive"
     name: Literal["mlp", "conv", "trunk"] = "trunk"
@@ -235,6 +235,7 @@ class KEDConfig(SoftTargetsConfig):
 
     implementation: ClassVar[str] = "permafrost_papers.ked.losses:KEDLoss"
     needs_places: ClassVar[bool] = False
+    suggestion: ClassVar[str] = "permafrost_papers.ked.losses:suggest_student"
     minimal: ClassVar[tuple[str, ...]] = ("student=additive", "augment=none")
 
     kind: Literal["ked"] = "ked"
@@ -434,11 +435,13 @@ OUTPUTS[OUTPUT] = OutputInfo(
     "permafrost_papers.ked.superfeatures:SuperfeatureOutput",
     fits_tables=True,
     adds=SuperfeatureOutputOptions,
+    networks=("additive",),
     describe="permafrost_papers.ked.additive_network:describe_levels",
 )
 OUTPUTS[HIDDEN_OUTPUT] = OutputInfo(
     "permafrost_papers.ked.superfeatures:HiddenOutput",
     fits_tables=True,
+    networks=("additive",),
     describe="permafrost_papers.ked.additive_network:describe_levels",
 )
 EVALUATORS["superfeatures"] = SuperfeaturesOptions
