@@ -97,17 +97,19 @@ class OpenStore(Store):
         split: str | None = None,
         *,
         teacher: str | None = None,
-        fields: Sequence[str] = ("logits",),
+        fields: Sequence[str] | None = None,
     ) -> pa.Table:
         """Read keys, splits, labels and the outputs of a teacher as an Arrow table, a row per record.
 
-        A column of logits takes 4 bytes per class and record. `.to_pandas()` and `arrays` convert.
+        The table is in memory: 4 bytes per class and record for logits, and 4 per value of other fields, so name the
+        fields of a large store. `.to_pandas()` and `arrays` convert.
 
         Args:
             split: Name of the split; None reads all splits.
             teacher: Name of a pass; None reads the only one.
-            fields: Fields of the pass, a column of fixed-size lists each, in the canonical view and in the units of the
-                network (a map times its scale). () reads no pass.
+            fields: Fields of the pass, in the canonical view and in the units of the network (a map times its scale).
+                Each is a column of fixed-size lists with the values of a record in row-major order, float32 or the
+                integers of classes. None reads all fields of the pass, and () no pass.
 
         Raises:
             ConfigError: If the store does not have such a split.
@@ -119,7 +121,8 @@ class OpenStore(Store):
         numbers = np.concatenate(
             [self.shards.splits.get(name, np.empty(0, np.int64)) for name in splits]
         )
-        reader = self.open_passes([teacher] if teacher else ())[0] if fields else None
+        reads_pass = fields is None or fields
+        reader = self.open_passes([teacher] if teacher else ())[0] if reads_pass else None
         return pa.concat_tables(
             [shard_table(self, int(number), reader, fields) for number in np.sort(numbers)]
         )
@@ -147,22 +150,21 @@ class OpenStore(Store):
         split: str | None = None,
         *,
         teacher: str | None = None,
-        fields: Sequence[str] = ("logits",),
+        fields: Sequence[str] | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Read the columns of `table` as NumPy arrays: key [n], label i32 [n], and each field [n, *shape].
 
         Records that the pass does not cover are left out. Arguments and errors are those of `table`.
         """
         table = self.table(split, teacher=teacher, fields=fields)
-        if fields:
-            table = table.filter(pa.compute.is_valid(table[fields[0]]))
-        reader = self.open_passes([teacher] if teacher else ())[0] if fields else None
-        shapes = (
-            {} if reader is None else {spec.name: spec.shape for spec in reader.manifest.fields}
-        )
+        shapes: dict[str, tuple[int, ...]] = {}
+        if last := table.column_names[3:]:  # after key, split and label
+            table = table.filter(pa.compute.is_valid(table[last[0]]))
+            (reader,) = self.open_passes([teacher] if teacher else ())[:1]
+            shapes = {spec.name: spec.shape for spec in reader.manifest.fields}
         return {
             name: table[name].combine_chunks().flatten().to_numpy().reshape(-1, *shapes[name])
-            if name in fields
+            if name in shapes
             else table[name].to_numpy()
             for name in table.column_names
         }
@@ -177,7 +179,7 @@ def open_store(path: str | Path) -> OpenStore:
     Example:
         >>> opened = open_store(path)
         >>> len(opened.select("train", shots=1)), opened.table("train").column_names
-        (10, ['key', 'split', 'label', 'logits'])
+        (10, ['key', 'split', 'label', 'logits', 'map', 'target_class'])
         >>> opened.arrays("train")["logits"].shape
         (40, 10)
     """

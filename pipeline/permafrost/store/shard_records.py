@@ -127,7 +127,7 @@ def _open_records(
 
 
 def shard_table(
-    store: Store, number: int, reader: TeacherPass | None, fields: Sequence[str]
+    store: Store, number: int, reader: TeacherPass | None, fields: Sequence[str] | None
 ) -> pa.Table:
     """Read keys, split, labels and fields of a shard, a row per record and null where the pass does not cover it.
 
@@ -136,7 +136,7 @@ def shard_table(
         number: Number of the shard.
         reader: Pass of the fields; None if there are none.
         fields: Fields of the pass, each a column of fixed-size lists, in the canonical view and in the units of the
-            network.
+            network; None takes all but the scales, which are applied.
 
     Raises:
         ConfigError: If the pass does not have such a field.
@@ -160,20 +160,21 @@ def shard_table(
         columns["label"] = pa.array(store.index.values("label", rows).astype(np.int32))
     if reader is None:
         return pa.table(columns)
-    known = {spec.name for spec in reader.manifest.fields}
-    absent = [name for name in fields if name not in known]
+    specs = {spec.name: spec for spec in reader.manifest.fields}
+    if fields is None:
+        fields = [name for name in specs if not name.endswith("_scale")]
+    absent = [name for name in fields if name not in specs]
     require(
         not absent,
-        f"the pass {reader.name} has no field {', '.join(absent)}; it has {', '.join(sorted(known))}",
+        f"the pass {reader.name} has no field {', '.join(absent)}; it has {', '.join(sorted(specs))}",
     )
     places = reader.rows_of(entry)
     covered = places >= 0
-    wanted = {*fields, *(f"{name}_scale" for name in fields)} & known
+    wanted = {*fields, *(f"{name}_scale" for name in fields)} & specs.keys()
     values = {
         name: np.asarray(array[places[covered], np.zeros(covered.sum(), np.int64)])
         for name, array in (reader.open_shard(entry, wanted) if covered.any() else {}).items()
     }
-    specs = {spec.name: spec for spec in reader.manifest.fields}
     for name in fields:
         decoded = np.zeros((len(rows), int(np.prod(specs[name].shape))), np.float32)
         if name in values:

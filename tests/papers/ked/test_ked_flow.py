@@ -6,8 +6,11 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+import zarr
 from safetensors.torch import load_file, save_file
 
 from permafrost.annotation.pass_identity import describe_pass
@@ -20,6 +23,7 @@ from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.batches import Targets
 from permafrost.core.errors import ConfigError
+from permafrost.library import open_store
 from permafrost.loading.geometry import (
     TargetRequest,
     decode_intermediates,
@@ -54,6 +58,7 @@ from permafrost_papers.ked.partition import (
 )
 from permafrost_papers.ked.subnets import HIDDEN, LOGITS
 from permafrost_papers.ked.superfeature_agreement import fidelity_sums
+from tests.support.index_table import index_table
 from tests.support.outputs import student_output
 from tests.support.runs import TRAINER, distill_config
 from tests.support.stores import Frozen, precompute_config, train_dataset
@@ -135,6 +140,24 @@ def test_a_pass_declares_its_superfeatures_and_verifies(ked_store):
     assert teacher.manifest.fidelity["superfeature_logits"] > 0.99999
     assert teacher.manifest.fidelity[HIDDEN] > 0.99999
     assert list(verify_store(ked_store.store.path)) == []
+
+
+def test_a_table_has_the_superfeatures_that_the_arrays_of_the_pass_store(ked_store):
+    opened = open_store(ked_store.store.path)
+    (teacher,) = ked_store.store.open_passes()
+    arrays = zarr.open_group(str(teacher.folder / "fields.zarr"), mode="r")
+    table = opened.table("test")
+    described = index_table(ked_store.store).to_pandas().set_index("key")
+    rows = described.loc[table["key"].to_pylist(), "array_row"].to_list()
+    stored = arrays["superfeature_logits"].oindex[rows][:, 0].astype(np.float32)
+    scale = arrays["superfeature_logits_scale"].oindex[rows][:, 0]
+
+    assert table.column_names[3:] == ["logits", "superfeature_logits", HIDDEN]
+    assert table["superfeature_logits"].type == pa.list_(pa.float32(), M * 10)
+    values = opened.arrays("test")["superfeature_logits"]
+    assert values.shape == (len(rows), M, 10)
+    np.testing.assert_allclose(values, stored * scale[..., None], rtol=1e-6)
+    assert np.array_equal(table["superfeature_logits"].to_pylist(), values.reshape(len(rows), -1))
 
 
 def test_what_is_read_is_what_the_teacher_said_of_its_view(ked_store):
@@ -358,7 +381,8 @@ def test_students_of_other_superfeatures_are_refused(ked_store, options, message
 
 def test_a_pass_without_superfeatures_says_how_to_get_them(frozen):
     with pytest.raises(
-        StoreMismatchError, match=r"annotate.outputs=\[logits,.*superfeature_logits\]"
+        StoreMismatchError,
+        match=r"which has none.* teacher=additive and annotate.outputs=\[logits,superfeature_logits\]",
     ):
         distill.run(still(frozen, student=NETWORK))
 
