@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from permafrost.core.digests import derive_seed
 from permafrost.core.errors import ConfigError, require
+from permafrost.core.progress import count_records
 from permafrost.models.classifier import to_float32
 from permafrost.models.compute import exact_float32
 from permafrost_papers.ked.curvature import (
@@ -171,7 +172,18 @@ def measure_dependency(
             half = derive_seed("half", key) % 2
             total.squares[half] += squares
             total.records[half] += 1
+            count_records(1)
     return total
+
+
+def inputs_of_a_record(derivative: Derivative, num_features: int, draws: int) -> int:
+    """Return the number of inputs that `measure_dependency` gives the network for a record.
+
+    fd and hvp take the gradient of each, and hvp a second one.
+    """
+    if derivative == "ablate":  # none, one or two features are moved
+        return 1 + num_features * (num_features + 1) // 2
+    return num_features * draws * (2 if derivative == "fd" else 1)
 
 
 def symmetric(dependency: Tensor) -> Tensor:

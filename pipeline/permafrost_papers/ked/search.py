@@ -11,6 +11,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from permafrost.config.teaching import TeachConfig
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import require
 from permafrost.core.json_entries import from_dict
+from permafrost.core.progress import progress
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.decode_threads import decode_threads_of
 from permafrost.loading.geometry import view_images
@@ -45,7 +47,11 @@ from permafrost.storage.rooted_paths import RootedPath
 from permafrost.store.artifacts import Artifact, load_artifact
 from permafrost.store.reader import Store
 from permafrost_papers.ked.curvature import feature_scales, pixel_probes, table_probes
-from permafrost_papers.ked.dependency import DependencySums, measure_dependency
+from permafrost_papers.ked.dependency import (
+    DependencySums,
+    inputs_of_a_record,
+    measure_dependency,
+)
 from permafrost_papers.ked.grouping import Grouping, GroupingFacts, count_dependent, group_features
 from permafrost_papers.ked.options import PARTITION_NAME, AdditiveModelConfig, KEDTeachingConfig
 from permafrost_papers.ked.partition import Partition
@@ -222,20 +228,27 @@ class PartitionSearch:
         probes = probes.scale_amplitudes(
             feature_scales((inputs for _, inputs in self._inputs(first, device)), probes)
         )
+        logger.info(
+            "searching superfeatures: %s inputs of the black box for each of %s records, more if halves of them differ",
+            f"{inputs_of_a_record(self.teaching.derivative, probes.num_features, self.teaching.draws):,}",
+            f"{len(first):,}",
+        )
         total, start, stop = DependencySums.empty(probes.num_features), 0, len(first)
         while True:
             mine = order[start:stop][distributed.rank :: distributed.world_size]
-            part = measure_dependency(
-                lambda inputs: model(inputs).logits,
-                self._inputs(mine, device),
-                probes,
-                seed=self.teaching.grouping_seed,
-                derivative=self.teaching.derivative,
-                step=self.teaching.step,
-                draws=self.teaching.draws,
-                centered=not self.store.manifest.multi_label,
-                modules=model,
-            )
+            shown = progress("superfeatures", total=len(mine), unit="record")
+            with shown if distributed.is_first else nullcontext():
+                part = measure_dependency(
+                    lambda inputs: model(inputs).logits,
+                    self._inputs(mine, device),
+                    probes,
+                    seed=self.teaching.grouping_seed,
+                    derivative=self.teaching.derivative,
+                    step=self.teaching.step,
+                    draws=self.teaching.draws,
+                    centered=not self.store.manifest.multi_label,
+                    modules=model,
+                )
             total = total + DependencySums(
                 squares=distributed.sum(part.squares), records=distributed.sum(part.records)
             )

@@ -12,7 +12,7 @@ from permafrost.core.errors import ConfigError
 from permafrost.models.classifier import Classifier
 from permafrost.models.providers import freeze
 from permafrost_papers.ked.curvature import feature_scales, pixel_probes, table_probes
-from permafrost_papers.ked.dependency import DependencySums, measure_dependency
+from permafrost_papers.ked.dependency import DependencySums, inputs_of_a_record, measure_dependency
 from permafrost_papers.ked.grouping import group_features
 from tests.support.superfeatures import GROUPS, Additive, groups_of, keyed_rows, measured
 
@@ -157,6 +157,16 @@ def test_differences_become_the_exact_derivative_with_the_square_of_the_step():
     assert off[0] / off[1] == pytest.approx(4, rel=0.1)
     assert off[1] / off[2] == pytest.approx(4, rel=0.1)
     assert off[2] < 1e-2 * exact.norm()
+
+
+@pytest.mark.parametrize(("derivative", "checks"), [("fd", 1), ("hvp", 2), ("ablate", 1)])
+def test_the_stated_number_of_inputs_is_what_the_network_receives(derivative, checks):
+    rows, network = [], Additive(nn.GELU)
+    network.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+
+    measured(network, 2, derivative=derivative, draws=3)
+
+    assert sum(rows) == 2 * inputs_of_a_record(derivative, 9, 3) + checks
 
 
 def test_units_of_a_table_do_not_matter():

@@ -18,6 +18,7 @@ from permafrost.config.models import CifarModelConfig, NoModelConfig, whole_fram
 from permafrost.config.store import StoreOptions
 from permafrost.config.teaching import LabelTeachingConfig, TeachConfig
 from permafrost.config.training import OptimizerOptions, TrainerOptions
+from permafrost.core import progress
 from permafrost.core.distributed import DistributedContext
 from permafrost.core.errors import ConfigError
 from permafrost.models.compute import device_name, resolve_device
@@ -194,6 +195,19 @@ def test_two_processes_find_the_partition_of_one(digits_folder, tmp_path):
         load_partition(search.run(DistributedContext(), torch.device("cpu"))).partition.sha256
         == together.partition.sha256
     )
+
+
+def test_the_search_states_its_cost_and_shows_its_progress(digits_folder, monkeypatch, caplog):
+    monkeypatch.setattr(progress, "SECONDS_PER_LINE", 0.0)
+    caplog.set_level(logging.INFO)
+    teaching = replace(KED, records=8, max_records=16, grouping_seed=5)
+
+    search_of(digits_folder, teaching)._measure(DistributedContext(), torch.device("cpu"))
+
+    # 64 features, 2 draws, and 2 ends of a difference
+    assert "256 inputs of the black box for each of 8 records" in caplog.text
+    assert "superfeatures: 7/8 records, about" in caplog.text
+    assert "superfeatures: 8/8 records" in caplog.text
 
 
 def test_the_black_box_teaches_beside_the_labels_where_it_is_asked(
