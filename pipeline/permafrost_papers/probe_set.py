@@ -15,10 +15,11 @@ Shape letters: B records, C channels, h w grid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -27,10 +28,12 @@ from permafrost.core.digests import derive_seed, sha256_keys
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.label_forms import multi_hot
 from permafrost.core.records import NO_LABEL
+from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.subset import members_of_classes, rows_at, rows_of_split
 from permafrost.models.classifier import Classifier, Intermediates
+from permafrost.store.arrow_files import write_table
 from permafrost.store.index import RecordIndex
 
 POOLED = "pooled"
@@ -245,6 +248,24 @@ def _group_by_class(dataset: StoreDataset) -> dict[int, NDArray[np.int64]]:
         return members_of_classes(labels, np.repeat(np.arange(len(lengths)), lengths))
     owners = np.flatnonzero(dataset.label_numbers != NO_LABEL)
     return members_of_classes(dataset.label_numbers[owners], owners)
+
+
+def write_keys(
+    context: EvaluationContext, evaluator: str, keys: Mapping[str, Iterable[str]]
+) -> None:
+    """Write keys of records, in order, as `set` and `key` to <evaluator>-<split>.parquet of the evaluation.
+
+    Args:
+        context: Evaluation of the split.
+        evaluator: Name of the evaluator.
+        keys: Keys of the records of each set, such as a bank.
+    """
+    name = f"{evaluator}-{context.split}.parquet"
+    pairs = [(title, key) for title, members in keys.items() for key in members]
+    titles, members = zip(*pairs, strict=True)
+    context.written[name] = write_table(
+        context.folder / name, pa.table({"set": titles, "key": members})
+    )
 
 
 def check_probes(

@@ -3,6 +3,7 @@
 import re
 
 from docs.links import PAGES
+from permafrost.config.builder import flatten_options
 from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.families import FAMILIES
 from permafrost.config.points import knows_option
@@ -10,6 +11,7 @@ from tests.support.composition import composed_of
 from tests.support.items import for_each
 from tests.support.papers import needs_papers
 from tests.support.paths import ROOT
+from tests.support.runs import evaluation_of
 
 EVALUATE = r"`(evaluate(?:\.[a-z]\w*)+)(?:=[^`]*)?`"
 """Option of an evaluation in a page; results in metrics.json have other names."""
@@ -48,3 +50,36 @@ def test_every_option_of_an_evaluation_that_a_page_names_exists(page):
     assert not unknown, (
         f"{page.relative_to(ROOT)} names options that do not exist: {', '.join(unknown)}"
     )
+
+
+@needs_papers
+def test_the_page_has_the_names_of_metrics_as_they_are_written(own):
+    from permafrost.evaluation.evaluate import evaluate_student
+    from permafrost_papers.interpretability.options import DiffroarOptions
+    from permafrost_papers.unicam.options import DistanceCorrelationOptions, UnicamOptions
+
+    sections = ("distance_correlation", "unicam", "gradient_alignment", "diffroar", "localization")
+    probes = DiffroarOptions(
+        keep=(0.5,), seeds=(0, 1), epochs=1, train_split="teacher", records_per_class=1, width=2
+    )
+    config = evaluation_of(
+        own,
+        sections,
+        run="one",
+        splits=("train",),
+        distance_correlation=DistanceCorrelationOptions(baseline="two", biased=True),
+        unicam=UnicamOptions(records=2, banks=2, depths=(1, 2), baseline="two"),
+        diffroar=probes,
+        teacher=own.config.teacher,
+    )
+    measured = evaluate_student(config).splits["train"]
+    page = (ROOT / "docs/reference/metrics.md").read_text()
+
+    for section in sections:
+        part = page.partition(f"Evaluator `{section}`")[2].partition("\n## ")[0]
+        cells = re.findall(r"(?m)^\| (`[^|]+`) \|", part)
+        names = {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)} - {"epg_pairs"}
+        written = list(flatten_options(measured.get(section, measured)))
+        for name in names:
+            pattern = re.sub(r"<\w+>", "[^.]+", name.replace(".", r"\."))
+            assert any(re.fullmatch(pattern, each) for each in written), (name, written)

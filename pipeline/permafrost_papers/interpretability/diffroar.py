@@ -39,7 +39,7 @@ from permafrost.loading.geometry import view_images
 from permafrost.models.resolve import require_images
 from permafrost_papers.interpretability.gradient_alignment import input_gradient
 from permafrost_papers.interpretability.options import DiffroarOptions
-from permafrost_papers.probe_set import balanced_order
+from permafrost_papers.probe_set import balanced_order, write_keys
 
 logger = logging.getLogger("permafrost.evaluate")
 
@@ -232,10 +232,12 @@ def check_diffroar(context: EvaluationContext) -> None:
 def evaluate_diffroar(context: EvaluationContext) -> dict[str, Any]:
     """Run `compare` for the evaluated model on some of the split's records."""
     options = context.options.of(DiffroarOptions)
-    train = _ranked(context, np.sort(_free_rows(context)[: options.train_records]))
+    free = np.sort(_free_rows(context)[: options.train_records])
     rows = np.asarray(context.dataset.rows)[context.dataset.label_numbers != NO_LABEL]
     drawn = np.random.default_rng(derive_seed(0, NAME)).permutation(len(rows))
-    test = _ranked(context, np.sort(rows[drawn[: options.test_records]]))
+    probed = {"train": free, "test": np.sort(rows[drawn[: options.test_records]])}
+    write_keys(context, NAME, {name: context.store.index.keys(at) for name, at in probed.items()})
+    train, test = (_ranked(context, at) for at in probed.values())
     classes = len(context.store.manifest.classes)
     return compare(train, test, partial(build_probe, width=options.width), options, classes)
 
@@ -252,7 +254,7 @@ def compare(
     The numbers are:
 
     - difference: DiffROAR, by the fraction kept in per cent, as are sd, power and mask_only;
-    - sd: standard deviation of DiffROAR over all pairs of runs;
+    - sd: standard deviation of DiffROAR over all pairs of runs, left out for one seed;
     - power.top and power.bottom: predictive power of the top and bottom coordinates;
     - mean: mean of DiffROAR over the fractions;
     - mask_only: accuracy of a probe that receives only the positions of the top coordinates;
@@ -298,6 +300,7 @@ def compare(
         name: np.subtract.outer(top, runs["bottom"][name]) for name, top in runs["top"].items()
     }
     difference = {name: float(values.mean()) for name, values in pairs.items()}
+    sd = {name: float(values.std()) for name, values in pairs.items()}
     means = {
         part: {name: float(np.mean(values)) for name, values in runs[part].items()}
         for part in parts
@@ -306,7 +309,8 @@ def compare(
         "train_records": len(train.labels),
         "test_records": len(test.labels),
         "difference": difference,
-        "sd": {name: float(values.std()) for name, values in pairs.items()},
+        # One seed shows no spread.
+        **({"sd": sd} if len(options.seeds) > 1 else {}),
         "mean": float(np.mean(list(difference.values()))),
         "power": means,
         "mask_only": mask_only,

@@ -13,7 +13,8 @@ For each layer of the student and the paired layer of the teacher, over a fixed 
     fss_low, ...   ends of the 95 % intervals over records, by the jackknife, of fss and rs
     fss_biased     V-statistic of the released code on features of unit norm, for parity only
 
-A teacher's distances are cached in the store and computed once. The tensors in <store>/artifacts/distances-<fp8>/ are
+distance_correlation-<split>.parquet has the keys of each block, in order. A teacher's distances are cached in the store
+and computed once. The tensors in <store>/artifacts/distances-<fp8>/ are
 named "<layer>/<block>", condensed, float64. The form is `plain` (features as they are) or `unit` (features of each
 record divided by their norm), with a separate artifact each.
 """
@@ -44,6 +45,7 @@ from permafrost_papers.probe_set import (
     multi_hot_labels,
     pair_layers,
     probe_set,
+    write_keys,
 )
 from permafrost_papers.unicam.estimators import (
     MIN_RECORDS,
@@ -182,6 +184,9 @@ def evaluate_distances(context: EvaluationContext) -> dict[str, Any]:
     options = context.options.of(DistanceCorrelationOptions)
     probes = _probes(context)
     forms = _forms(options)
+    keys = context.dataset.keys_at
+    blocks = {f"block{n}": keys(block) for n, block in enumerate(probes.blocks, start=1)}
+    write_keys(context, NAME, blocks)
     networks = dict.fromkeys(["student", *compared_networks(options)])
     distances_by_network = {
         name: teacher_distances(context, probes, forms)

@@ -9,7 +9,8 @@ objective, <x>_given_<y>/mean of several depths, with maps on the finest of thei
     <reduction>/empty bool [r]     true if nothing in the map is positive
     <reduction>/reliability f32 [r]  mean cosine of the maps of two banks, nan with one bank
 
-and in its header the record keys, the banks' hashes and the compared networks. metrics.json contains the means. Class
+and in its header the record keys, the banks' hashes and the compared networks. unicam-<split>.parquet has the keys of
+the explained records and of each bank (columns set and key). metrics.json contains the means. Class
 embeddings, such as those of the class names by a text encoder, may take the place of one-hot labels.
 """
 
@@ -38,6 +39,7 @@ from permafrost_papers.probe_set import (
     check_probes,
     class_blocks,
     multi_hot_labels,
+    write_keys,
 )
 from permafrost_papers.unicam.estimators import (
     MIN_RECORDS,
@@ -173,6 +175,9 @@ def evaluate_unicam(context: EvaluationContext) -> dict[str, Any]:
                 tensors |= _pack(f"{pair}/mean/{name}", mean_of_depths(of_depths))
     name = f"{NAME}-{context.split}.safetensors"
     _write(context, probe_split, name, tensors)
+    keys = np.array(context.dataset.keys_at(probe_split.positions))
+    banks = {f"bank{n}": keys[bank] for n, bank in enumerate(probe_split.banks, start=1)}
+    write_keys(context, NAME, {"explained": keys[: probe_split.explained], **banks})
     return {
         "records": probe_split.explained,
         "banks": len(probe_split.banks),

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -277,6 +278,12 @@ def test_probes_are_retrained_the_same_again(frozen, untrained_student, unit):
             found["power"]["top"][name] - found["power"]["bottom"][name], abs=1e-12
         )
     assert evaluator(frozen, "diffroar", "again", diffroar=options, batch_size=3) == found
+    table = pq.read_table(RUNS / "one" / "evaluate" / "diffroar-test.parquet").to_pandas()
+    sizes = table["set"].value_counts().to_dict()
+    assert sizes == {name: found[f"{name}_records"] for name in ("train", "test")}
+    assert table["key"].is_unique
+    one_seed = evaluator(frozen, "diffroar", "one-seed", diffroar=replace(options, seeds=(0,)))
+    assert ("sd" in found, "sd" in one_seed) == (True, False)
 
 
 def test_probes_that_can_learn_nothing_are_refused(frozen, untrained_student):

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.evaluation.evaluator import numbers_of
@@ -207,6 +209,9 @@ def test_another_seed_and_another_number_are_other_records(own):
 
     assert [numbers["records"] for numbers in found] == [20, 20, 30]
     assert len({numbers["probe_sha256"] for numbers in found}) == 3
+    for name, numbers in zip("abc", found, strict=True):
+        keys = pq.read_table(RUNS / "one" / name / "distance_correlation-train.parquet")["key"]
+        assert sha256_keys(keys.to_pylist()) == numbers["probe_sha256"]
     assert found[0]["fss"] != found[1]["fss"]
     assert len(artifacts(own)) == 3
 

@@ -4,19 +4,24 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
+import permafrost
+from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluate import evaluate_student
-from permafrost.models.providers import build_model
-from permafrost.models.saved import TrainedModel, save_model
+from permafrost.models.providers import build_model, freeze
+from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.verification import verify_store
 from permafrost_papers.bcos.options import BcosModelConfig
 from permafrost_papers.ked.options import AdditiveModelConfig
+from permafrost_papers.probe_set import activations, layer_features
+from permafrost_papers.unicam.estimators import InnerProducts, feature_distances
 from permafrost_papers.unicam.options import UnicamOptions
 from permafrost_papers.unicam.residual_maps import load_class_embeddings
 from tests.support.runs import evaluation_of
@@ -66,6 +71,40 @@ def test_maps_lie_on_the_networks_own_grid_with_all_that_reads_them(own):
     assert numbers["objective"]["teacher_given_student"]["depth2"] == pytest.approx(
         float(tensors[f"{place}/objective"].mean())
     )
+
+
+def test_an_objective_follows_from_the_keys_that_are_stored(own):
+    _, tensors, header = unicam_maps(own)
+    table = pq.read_table(RUNS / "one" / "evaluate" / "unicam-train.parquet").to_pandas()
+    sets = table.groupby("set")["key"].apply(list)
+    networks = [
+        build_model(own.config.teacher, 10),
+        SavedNetwork(RUNS / "one" / "distill").load(own.store.manifest.classes)[0],
+    ]
+    selected = permafrost.open_store(own.store.path).select("train", keys=set(table["key"]))
+    (batch,) = permafrost.RecordLoader(selected, shuffle=False, batch_size=len(selected))
+    with torch.no_grad():
+        features = [
+            layer_features(activations(freeze(network), batch.images))["pooled"]
+            for network in networks
+        ]
+    values = [*features, F.one_hot(batch.labels, 10)]
+
+    objectives = []
+    for bank, sha256 in zip(("bank1", "bank2"), header["bank_sha256"], strict=True):
+        assert sha256_keys(sets[bank]) == sha256
+        keys = [header["keys"][0], *(key for key in sets[bank] if key != header["keys"][0])]
+        rows = [batch.keys.index(key) for key in keys]
+        named = zip(("x", "given", "labels"), values, strict=True)
+        distances = {name: feature_distances(matrix[rows]) for name, matrix in named}
+        objectives.append(
+            float(InnerProducts.from_distances(distances).semi_partial("x", "given", "labels"))
+        )
+
+    assert sets["explained"] == header["keys"]
+    stored = float(tensors["teacher_given_student/depth1/objective"][0])
+    assert stored == pytest.approx(np.mean(objectives), abs=1e-5)
+    assert abs(stored - objectives[0]) > 1e-5  # the control: one bank alone
 
 
 def test_several_depths_have_a_mean_on_the_finest_grid(own):
