@@ -58,7 +58,7 @@ from permafrost_papers.unicam.options import (
     compared_networks,
     wanted_pairs,
 )
-from permafrost_papers.unicam.residual_maps import check_compared, load_class_embeddings, student_of
+from permafrost_papers.unicam.residual_maps import check_compared, class_embeddings, student_of
 from permafrost_papers.unicam.teacher_artifact import teacher_artifact
 
 Form = Literal["plain", "unit"]
@@ -166,7 +166,7 @@ def check_distances(context: EvaluationContext) -> Mapping[str, str]:
         StoreMismatchError: If the network of the teacher did not make the pass.
     """
     options = context.options.of(DistanceCorrelationOptions)
-    option = f"evaluate.{NAME}.embeddings" if options.embeddings is None else None
+    option = f"evaluate.{NAME}.embeddings" if options.is_one_hot else None
     check_probes(NAME, context.dataset, context.split, MIN_RECORDS, option)
     if "teacher" in compared_networks(options) and not all(
         _artifact(context, _probes(context), form).exists for form in _forms(options)
@@ -196,7 +196,7 @@ def evaluate_distances(context: EvaluationContext) -> dict[str, Any]:
     }
     main = {name: by_form[forms[0]] for name, by_form in distances_by_network.items()}
     layers = _paired(main, options.layers)
-    embeddings = load_class_embeddings(options, len(context.store.manifest.classes))
+    embeddings = class_embeddings(context, options)
     labels = [
         feature_distances(
             label_features(multi_hot_labels(context.dataset, block.tolist()), embeddings)
@@ -292,7 +292,7 @@ def _probes(context: EvaluationContext) -> ProbeSet:
         options.block_records,
         options.seed,
         NAME,
-        classes_differ=options.embeddings is not None,
+        classes_differ=not options.is_one_hot,
     )
     require(
         min(map(len, probes.blocks), default=0) >= MIN_RECORDS,

@@ -43,6 +43,11 @@ class ComparedFeaturesOptions(EvaluatorOptions):
     embeddings: Annotated[str | None, Role.FILE] = None
     """File of class embeddings (.npy, [K, e]), for example of the class names; null: one-hot. For two classes
     the choice makes no difference."""
+    prototypes: str | None = None
+    """Pass of the store whose output pooled takes the place of class embeddings, as its mean over the records of each
+    class, for example of CLIP's image encoder. null: none."""
+    prototypes_split: str = "train"
+    """Split of these records: the labeled ones that the pass covers and that are not evaluated."""
     pairs: tuple[tuple[Compared, Compared], ...] = ()
     """Pairs [x, given], out of teacher, student and baseline: what x has beyond given. Empty: [teacher, student]
     (residual) and [student, teacher], and with a baseline also [student, baseline] (distilled) and [baseline,
@@ -51,7 +56,17 @@ class ComparedFeaturesOptions(EvaluatorOptions):
     """Run of another student, such as one trained on labels only; what the student has beyond it was distilled.
     In a sweep it may name a variant, whose student with the same seed is used."""
 
+    @property
+    def is_one_hot(self) -> bool:
+        """True if classes are all equally far apart."""
+        return self.embeddings is None and self.prototypes is None
+
     def _check_together(self) -> None:
+        require(
+            self.embeddings is None or self.prototypes is None,
+            f"{self.section}.embeddings={self.embeddings} and {self.section}.prototypes={self.prototypes} both say how "
+            "similar classes are; set one of them to null",
+        )
         for one, given in self.pairs:
             require(
                 one != given,
@@ -120,6 +135,9 @@ class UnicamOptions(ComparedFeaturesOptions):
     in memory together."""
     reductions: tuple[Literal["cam", "hirescam"], ...] = ("cam", "hirescam")
     """Reductions of the gradient to a map; at depth 1 they are equal up to rounding."""
+    overlays: bool = False
+    """Also write a PNG file for each explained record and pair, unicam-<split>/<x>_given_<y>/<key>.png: the map of the
+    first reduction over the image, as the mean of several depths. Red increases the relevance to the labels."""
 
     def _check_together(self) -> None:
         super()._check_together()

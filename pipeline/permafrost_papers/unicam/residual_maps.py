@@ -10,8 +10,9 @@ objective, <x>_given_<y>/mean of several depths, with maps on the finest of thei
     <reduction>/reliability f32 [r]  mean cosine of the maps of two banks, nan with one bank
 
 and in its header the record keys, the banks' hashes and the compared networks. unicam-<split>.parquet has the keys of
-the explained records and of each bank (columns set and key). metrics.json contains the means. Class
-embeddings, such as those of the class names by a text encoder, may take the place of one-hot labels.
+the explained records and of each bank (columns set and key). metrics.json contains the means. Class embeddings, such
+as those of the class names by a text encoder, or class means of a pass (prototypes.py) may take the place of one-hot
+labels.
 """
 
 from __future__ import annotations
@@ -20,19 +21,25 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import ConfigError, require
+from permafrost.core.records import escape_key
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel
+from permafrost.evaluation.map_colors import overlays
 from permafrost.storage.files import file_at
 from permafrost.storage.untrusted import FormatError, parse_npy
+from permafrost.store.image_decoding import png_of
+from permafrost.store.manifest import MANIFEST_NAME
 from permafrost_papers.probe_set import (
     LEAST_OF_A_CLASS,
     balanced_positions,
@@ -65,6 +72,7 @@ from permafrost_papers.unicam.options import (
     compared_networks,
     wanted_pairs,
 )
+from permafrost_papers.unicam.prototypes import class_means, prototype_pass
 
 
 def load_class_embeddings(options: ComparedFeaturesOptions, num_classes: int) -> Tensor | None:
@@ -99,10 +107,24 @@ def check_compared(context: EvaluationContext, options: ComparedFeaturesOptions)
     files: dict[str, str] = {}
     if options.baseline is not None:
         files |= context.networks.check_student(f"{options.section}.baseline", options.baseline)
+    class_embeddings(context, options)
     if options.embeddings is not None:
-        load_class_embeddings(options, len(context.store.manifest.classes))
         files[options.embeddings] = file_at(Path(options.embeddings)).sha256()
+    if options.prototypes is not None:
+        manifest = prototype_pass(context, options).folder / MANIFEST_NAME
+        files[str(manifest)] = file_at(manifest).sha256()
     return files
+
+
+def class_embeddings(context: EvaluationContext, options: ComparedFeaturesOptions) -> Tensor | None:
+    """Return the class embeddings f64 [K, e] of a file or a pass, None for one-hot labels.
+
+    Raises:
+        ConfigError: If the file or the pass does not fit.
+    """
+    if options.prototypes is not None:
+        return class_means(context, options)
+    return load_class_embeddings(options, len(context.store.manifest.classes))
 
 
 def student_of(
@@ -133,7 +155,7 @@ def check_unicam(context: EvaluationContext) -> Mapping[str, str]:
         StoreMismatchError: If the network of the teacher did not make the pass.
     """
     options = context.options.of(UnicamOptions)
-    option = f"evaluate.{NAME}.embeddings" if options.embeddings is None else None
+    option = f"evaluate.{NAME}.embeddings" if options.is_one_hot else None
     check_probes(NAME, context.dataset, context.split, MIN_RECORDS * options.banks, option)
     option = f"evaluate.{NAME}.depths"
     check_depths(option, context.model, options.depths, "the student")
@@ -158,7 +180,7 @@ def evaluate_unicam(context: EvaluationContext) -> dict[str, Any]:
     views = {name: _views_of(name, context, probe_split) for name in compared_networks(options)}
     labels = label_features(
         multi_hot_labels(context.dataset, probe_split.positions.tolist()),
-        load_class_embeddings(options, len(context.store.manifest.classes)),
+        class_embeddings(context, options),
     )
     tensors: dict[str, Tensor] = {}
     for x, given in wanted_pairs(options.pairs, options.baseline):
@@ -175,6 +197,8 @@ def evaluate_unicam(context: EvaluationContext) -> dict[str, Any]:
                 tensors |= _pack(f"{pair}/mean/{name}", mean_of_depths(of_depths))
     name = f"{NAME}-{context.split}.safetensors"
     _write(context, probe_split, name, tensors)
+    if options.overlays:
+        _write_overlays(context, probe_split, tensors)
     keys = np.array(context.dataset.keys_at(probe_split.positions))
     banks = {f"bank{n}": keys[bank] for n, bank in enumerate(probe_split.banks, start=1)}
     write_keys(context, NAME, {"explained": keys[: probe_split.explained], **banks})
@@ -252,7 +276,7 @@ def _probe_split(context: EvaluationContext) -> ProbeSplit:
     size = min(options.bank_records, len(order) // options.banks)
     least = LEAST_OF_A_CLASS * options.banks
     blocks = None
-    if options.embeddings is None:  # with embeddings a bank may contain one record of a class
+    if options.is_one_hot:  # with embeddings a bank may contain one record of a class
         drawn_from = [size * options.banks]
         blocks = class_blocks(dataset, order, drawn_from, options.seed, NAME, least=least)
     if blocks is not None:  # all banks and the explained records use the same classes
@@ -316,6 +340,25 @@ def _write(
     header = {key: json.dumps(value) for key, value in described.items()}
     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
     context.write(name, save(contiguous, metadata=header))
+
+
+def _write_overlays(
+    context: EvaluationContext, probe_split: ProbeSplit, tensors: Mapping[str, Tensor]
+) -> None:
+    """Write the pictures of evaluate.unicam.overlays."""
+    options = context.options.of(UnicamOptions)
+    positions = probe_split.positions[: probe_split.explained].tolist()
+    images = torch.cat([views.cpu() for views in context.iter_views(positions)])
+    frames = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    # Keys of a store of someone else may not be names of files.
+    names = [escape_key(unquote(key)) for key in context.dataset.keys_at(positions)]
+    depth = "mean" if len(options.depths) > 1 else f"depth{options.depths[0]}"
+    for x, given in wanted_pairs(options.pairs, options.baseline):
+        pair = f"{x}_given_{given}"
+        maps = tensors[f"{pair}/{depth}/{options.reductions[0]}/map"].float().numpy()
+        for name, picture in zip(names, overlays(frames, maps), strict=True):
+            image = Image.fromarray((255 * picture).round().astype(np.uint8))
+            context.write(f"{NAME}-{context.split}/{pair}/{name}.png", png_of(image))
 
 
 def _means(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """FSS and RS of finished students: known values, a teacher that is computed once, and errors."""
 
 import json
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import permafrost
+from permafrost.config.builder import flatten_options
+from permafrost.config.store import PassOptions
 from permafrost.core.digests import sha256_keys
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import ConfigError, UserError
 from permafrost.evaluation.evaluate import evaluate_student
 from permafrost.evaluation.evaluator import numbers_of
 from permafrost.runs.mirrors import RUNS
@@ -18,7 +23,9 @@ from permafrost.store.artifacts import Artifact
 from permafrost.store.entries import ManifestError
 from permafrost.store.verification import verify_store
 from permafrost_papers.unicam.options import DistanceCorrelationOptions
+from tests.support.composition import config_of
 from tests.support.runs import evaluation_of
+from tests.support.verbs import precompute, teach
 
 EVALUATOR_NAME = "distance_correlation"
 
@@ -36,6 +43,69 @@ def distance_results(own, run="one", name="evaluate", teacher=True, **options):
     )
     splits = evaluate_student(config, name).splits
     return splits[config.evaluate.splits[0]][EVALUATOR_NAME]
+
+
+@pytest.fixture
+def embedded(own):
+    """The store with a second pass, of pooled features."""
+    options = PassOptions(batch_size=8, outputs=("logits", "pooled"), name="image-embeddings")
+    precompute.run(replace(own.config, annotate=options))
+    return own
+
+
+def test_prototypes_are_the_class_means_of_a_pass_without_the_evaluated_records(embedded):
+    arrays = permafrost.open_store(embedded.store.path).arrays(
+        "train", teacher="image-embeddings", fields=["pooled"]
+    )
+    means = [arrays["pooled"][arrays["label"] == k].mean(axis=0) for k in range(10)]
+    np.save("means.npy", np.array(means, np.float64))
+    names = {"splits": ("test",), "layers": {"pooled": "pooled"}}
+
+    found = distance_results(embedded, name="a", prototypes="image-embeddings", **names)
+    own_means = distance_results(embedded, name="b", embeddings="means.npy", **names)
+    one_hot = distance_results(embedded, name="c", **names)
+
+    for name in ("relevance", "teacher_relevance", "rs"):
+        stated, expected, control = (
+            list(flatten_options(numbers[name]).values()) for numbers in (found, own_means, one_hot)
+        )
+        assert stated == pytest.approx(expected, abs=1e-5)
+        assert stated != pytest.approx(control, abs=1e-3)
+    files = json.loads((RUNS / "one" / "a" / "metrics.json").read_text())["evaluators"]
+    ((path, digest),) = files[EVALUATOR_NAME]["files"].items()
+    assert Path(path).parent.name.startswith("image-embeddings-")
+    assert digest == sha256(Path(path).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prototypes": "nothing"}, "nothing"),
+        ({"prototypes": "resnet8"}, "has no output pooled; make a pass with"),
+        (
+            {"prototypes": "image-embeddings", "splits": ("train",)},
+            "10 of 10 classes, such as 0, 1, 2, have no labeled record of split train",
+        ),
+        ({"prototypes": "image-embeddings", "prototypes_split": "teacher"}, "4 of 10 classes"),
+        ({"prototypes": "a", "embeddings": "b.npy"}, "embeddings=b.npy and .* both say"),
+    ],
+)
+def test_prototypes_that_do_not_fit_are_refused_in_one_line(embedded, options, message):
+    with pytest.raises(UserError, match=message) as raised:
+        distance_results(embedded, **{"splits": ("test",), **options})
+    assert "\n" not in str(raised.value)
+
+
+def test_a_pass_of_folds_has_no_prototypes(own):
+    store, network = f"store.path={own.store.path}", ["teacher.name=resnet8", "teacher.width=4"]
+    trained = ["run=folds", "teaching.folds=2", "teaching.trainer.epochs=1", *network]
+    teach.run(config_of("teach", store, "teacher=cifar", "executor=serial", *trained))
+    words = ["teacher=folds", "teacher.weights=runs/folds/teach", "annotate.name=unseen"]
+    outputs = ["annotate.outputs=[logits,pooled]", "data=none", "executor=serial"]
+    precompute.run(config_of("precompute", store, *words, *outputs))
+
+    with pytest.raises(ConfigError, match=r"prototypes=unseen: .* of several folds"):
+        distance_results(own, splits=("test",), prototypes="unseen")
 
 
 def artifacts(own):

@@ -8,12 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors import safe_open
 
 import permafrost
 from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.evaluate import evaluate_student
+from permafrost.loading.dataset import StoreDataset
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import SavedNetwork, TrainedModel, save_model
 from permafrost.runs.mirrors import RUNS
@@ -105,6 +107,38 @@ def test_an_objective_follows_from_the_keys_that_are_stored(own):
     stored = float(tensors["teacher_given_student/depth1/objective"][0])
     assert stored == pytest.approx(np.mean(objectives), abs=1e-5)
     assert abs(stored - objectives[0]) > 1e-5  # the control: one bank alone
+
+
+def test_overlays_are_a_picture_for_each_record_and_pair(own, monkeypatch):
+    _, tensors, header = unicam_maps(own, overlays=True, depths=(1, 2))
+    folder = RUNS / "one" / "evaluate" / "unicam-train"
+
+    pairs = {"student_given_teacher", "teacher_given_student"}
+    expected = {f"{pair}/{key}.png" for pair in pairs for key in header["keys"]}
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.png")} == expected
+    written = json.loads((folder.parent / "metrics.json").read_text())["written"]
+    assert {f"unicam-train/{name}" for name in expected} <= written.keys()
+    maps = tensors["student_given_teacher/mean/cam/map"].float()
+    for number, key in enumerate(header["keys"]):
+        picture = np.asarray(Image.open(folder / "student_given_teacher" / f"{key}.png")) / 255
+        assert picture.shape == (16, 16, 3)
+        row, column = divmod(int(maps[number].abs().argmax()), maps.shape[-1])
+        side = 16 // maps.shape[-1]
+        cell = picture[row * side : (row + 1) * side, column * side : (column + 1) * side]
+        redness = float((cell[..., 0] - cell[..., 2]).mean())
+        assert (redness > 0) == (maps[number, row, column] > 0)
+
+    hostile = [f"../../{number} \N{SNOWMAN}" for number in range(4)]
+    keys_at = StoreDataset.keys_at
+    monkeypatch.setattr(
+        StoreDataset,
+        "keys_at",
+        lambda self, at=None: hostile if len(at) == 4 else keys_at(self, at),
+    )
+    unicam_maps(own, name="hostile", overlays=True)
+    names = sorted(path.name for path in (RUNS / "one" / "hostile").rglob("*.png"))
+    assert len(names) == 8
+    assert names[0] == "%2E%2E%2F%2E%2E%2F0%20%E2%98%83.png"
 
 
 def test_several_depths_have_a_mean_on_the_finest_grid(own):

@@ -1,0 +1,87 @@
+"""Prototypes of classes: means of a stored pass's pooled features over the records of each class.
+
+UniCAM's released code takes the class means of CLIP's image embeddings as the features of labels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from pyarrow import compute
+from torch import Tensor
+
+from permafrost.core.errors import require
+from permafrost.core.records import FOLD
+from permafrost.evaluation.context import EvaluationContext
+from permafrost.store.reader import TeacherPass
+from permafrost.store.shard_records import shard_table
+from permafrost_papers.probe_set import POOLED
+from permafrost_papers.unicam.options import ComparedFeaturesOptions
+
+
+def prototype_pass(context: EvaluationContext, options: ComparedFeaturesOptions) -> TeacherPass:
+    """Open the pass that the options name.
+
+    Args:
+        context: Evaluation of the split.
+        options: Options of the evaluator, with `prototypes`.
+
+    Raises:
+        ConfigError: If it has no pooled features of one network, or records have many labels.
+        StoreMismatchError: If the store does not have the pass.
+    """
+    option = f"{options.section}.prototypes={options.prototypes}"
+    (teacher,) = context.store.open_passes([str(options.prototypes)])
+    require(
+        not context.dataset.has_many_labels,
+        f"{option} needs one label per record, but records of {context.store.path} have many; set it to null",
+    )
+    require(
+        bool(teacher.fields_of(POOLED)),
+        f"{option}: {teacher.name} has no output {POOLED}; make a pass with annotate.outputs=[{POOLED}] and name it",
+    )
+    require(
+        not teacher.fields_of(FOLD),
+        f"{option}: {teacher.name} is of the networks of several folds, whose channels mean different things; name a "
+        "pass of one network",
+    )
+    return teacher
+
+
+def class_means(context: EvaluationContext, options: ComparedFeaturesOptions) -> Tensor:
+    """Average pooled features over the records of each class, f64 [K, d], reading one shard at a time.
+
+    Args:
+        context: Evaluation of the split, whose records are left out.
+        options: Options of the evaluator, with `prototypes`.
+
+    Raises:
+        ConfigError: If the pass does not fit, or a class has no record.
+    """
+    teacher, store = prototype_pass(context, options), context.store
+    split, classes = options.prototypes_split, store.manifest.classes
+    name = f"prototypes of {teacher.name} in {split}"
+    if name in context.pooled_features:
+        return context.pooled_features[name][0]
+    (size,) = next(spec.shape for spec in teacher.manifest.fields if spec.name == POOLED)
+    sums = torch.zeros(len(classes), size, dtype=torch.float64)
+    counts = torch.zeros(len(classes), dtype=torch.int64)
+    for number in store.shards.splits.get(split, ()):
+        table = shard_table(store, int(number), teacher, [POOLED])
+        labels = table["label"].to_numpy()
+        counted = compute.is_valid(table[POOLED]).to_numpy() & (labels >= 0)
+        counted &= ~np.isin(store.rows_of_shard(int(number)), context.dataset.rows)
+        values = table[POOLED].combine_chunks().values.to_numpy().reshape(len(labels), size)
+        of_class = torch.from_numpy(labels[counted]).long()
+        sums.index_add_(0, of_class, torch.from_numpy(values[counted]).double())
+        counts += torch.bincount(of_class, minlength=len(classes))
+    absent = [title for title, count in zip(classes, counts.tolist(), strict=True) if not count]
+    require(
+        not absent,
+        f"{options.section}.prototypes={options.prototypes}: {len(absent)} of {len(classes)} classes, such as "
+        f"{', '.join(absent[:3])}, have no labeled record of split {split} that the pass covers and that is not "
+        f"evaluated; name another {options.section}.prototypes_split, or evaluate another split",
+    )
+    means = sums / counts[:, None]
+    context.pooled_features[name] = means, torch.arange(len(classes))
+    return means
