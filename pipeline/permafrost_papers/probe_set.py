@@ -15,7 +15,7 @@ Shape letters: B records, C channels, h w grid.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -251,7 +251,7 @@ def _group_by_class(dataset: StoreDataset) -> dict[int, NDArray[np.int64]]:
 
 
 def write_keys(
-    context: EvaluationContext, evaluator: str, keys: Mapping[str, Iterable[str]]
+    context: EvaluationContext, evaluator: str, keys: Mapping[str, Sequence[str]]
 ) -> None:
     """Write keys of records, in order, as `set` and `key` to <evaluator>-<split>.parquet of the evaluation.
 
@@ -261,11 +261,10 @@ def write_keys(
         keys: Keys of the records of each set, such as a bank.
     """
     name = f"{evaluator}-{context.split}.parquet"
-    pairs = [(title, key) for title, members in keys.items() for key in members]
-    titles, members = zip(*pairs, strict=True)
-    context.written[name] = write_table(
-        context.folder / name, pa.table({"set": titles, "key": members})
-    )
+    tables = [
+        pa.table({"set": [title] * len(members), "key": members}) for title, members in keys.items()
+    ]
+    context.written[name] = write_table(context.folder / name, pa.concat_tables(tables))
 
 
 def check_probes(

@@ -304,7 +304,8 @@ def test_class_embeddings_are_written_as_the_page_says(frozen, tmp_path, monkeyp
     exec(code.replace("data/cifar10_names.npy", options.embeddings), {})
 
     lengths = [len(name) for name in frozen.store.manifest.classes]
-    assert load_class_embeddings(options, len(lengths))[:, 0].tolist() == lengths
+    context = SimpleNamespace(store=frozen.store)
+    assert load_class_embeddings(context, options)[:, 0].tolist() == lengths
 
 
 @for_each(

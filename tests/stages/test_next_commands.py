@@ -213,7 +213,7 @@ def test_what_follows_the_training_of_a_teacher_of_ked_runs(permafrost, packed, 
     refused = ["method=ked", "student=additive", "augment=none"]
     code, _, errors = permafrost("distill", words[0], "run=two", *refused)
     assert (code, errors.count("\n")) == (1, 1)
-    assert "is of teacher=cifar, which has none" in errors
+    assert "no output superfeature_logits, which only additive teachers have" in errors
     assert "teacher=additive and annotate.outputs=[logits,superfeature_logits] and" in errors
     shutil.rmtree(tmp_path / "stores" / "tiny" / "teachers")
 
@@ -231,7 +231,7 @@ def test_what_follows_the_training_of_a_teacher_of_ked_runs(permafrost, packed, 
 
     assert "annotate.outputs=[logits,superfeature_logits]" in passed
     assert methods_of(trained) == ["method=ked"]
-    assert {"student.partition=runs/ked/teach", "student.grid=[2,4]"} <= set(trained)
+    assert {"student.partition=runs/ked/teach", "student.grid=[2, 4]"} <= set(trained)
 
 
 @needs_papers

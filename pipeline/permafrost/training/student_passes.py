@@ -300,19 +300,12 @@ def _check_contents(
             f"{teacher.folder} holds no logits, but {reader} needs them{serves}; set method.lambda_kd=0, or run "
             f"permafrost precompute with logits in annotate.outputs and name its pass with {option}"
         )
-    stored = {name for name in OUTPUTS if teacher.fields_of(name)} | {"logits"}
-    networks, kind = (
-        OUTPUTS[lack].networks,
-        teacher.manifest.teacher.get("architecture", {}).get("kind"),
-    )
-    network, absent = "", f"holds no output {lack}"
-    if networks and kind not in networks:
-        network = f"teacher={' or '.join(networks)} and "
-        absent += f" and is of teacher={kind}, which has none"
-        stored, live = {"logits"}, live and f"{live} and that teacher"
-    outputs = ",".join(name for name in OUTPUTS if name in stored.union(needs.outputs))
+    networks = " or ".join(OUTPUTS[lack].networks)  # whose maps may need another explainer
+    stored = set() if networks else {name for name in OUTPUTS if teacher.fields_of(name)}
+    outputs = ",".join(name for name in OUTPUTS if name in stored.union(needs.outputs, ["logits"]))
     raise StoreMismatchError(
-        f"{teacher.folder} {absent}, but {reader} needs it{serves}; run permafrost precompute with {network}"
+        f"{teacher.folder} holds no output {lack}, {networks and f'which only {networks} teachers have, '}but {reader} "
+        f"needs it{serves}; run permafrost precompute with {networks and f'teacher={networks} and '}"
         f"annotate.outputs=[{outputs}] and name its pass with {option}{live}"
     )
 

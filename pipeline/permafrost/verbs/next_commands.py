@@ -215,10 +215,14 @@ def _arguments_of_pass(made: TeacherPass, network: Path) -> list[str]:
 
 def _suggested_arguments(store: Store, teacher: TeacherPass) -> list[str]:
     """Return arguments of the first method that suggests a student for a pass by itself, [] if none does."""
-    for kind, options in METHODS.items():
-        if options.suggestion and (words := resolve_name(options.suggestion)(store, teacher)):
-            return [f"method={kind}", *words]
-    return []
+    return next(
+        (
+            [f"method={kind}", *words]
+            for kind, options in METHODS.items()
+            if options.suggestion and (words := resolve_name(options.suggestion)(store, teacher))
+        ),
+        [],
+    )
 
 
 def _method_arguments(

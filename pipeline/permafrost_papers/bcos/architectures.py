@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from permafrost.core.errors import ConfigError
+from permafrost.core.errors import require
 from permafrost_papers.bcos.layers import (
     BcosConv2d,
     BcosLinear,
@@ -300,11 +300,11 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x, p = self.conv_stem(x), self.patch
-        if x.shape[2] % p or x.shape[3] % p:
-            raise ConfigError(
-                f"a B-cos ViT needs an input whose sides are multiples of its patches of {p} pixels, got "
-                f"{x.shape[2]}x{x.shape[3]}; set teacher.input_size, or augment.size for a student, to a multiple"
-            )
+        require(
+            not (x.shape[2] % p or x.shape[3] % p),
+            f"a B-cos ViT needs an input whose sides are multiples of its patches of {p} pixels, got "
+            f"{x.shape[2]}x{x.shape[3]}; set teacher.input_size, or augment.size for a student, to a multiple",
+        )
         batch, channels, height, width = x.shape
         patches = x.reshape(batch, channels, height // p, p, width // p, p)
         tokens: Tensor = self.linear(patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))

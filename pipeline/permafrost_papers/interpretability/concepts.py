@@ -233,11 +233,12 @@ class BrodenFolder:
                 else:
                     layers.append(self._read_layer(entry, size))
         highest = max([*(int(layer.max()) for layer in layers), *whole, 0])
-        if highest >= len(self.labels.names):
-            raise RecordError(
-                f"{self.folder / INDEX}: {row['image']} has label {highest}, which is not in {LABELS}; "
-                "unpack the set again"
-            )
+        require(
+            highest < len(self.labels.names),
+            f"{self.folder / INDEX}: {row['image']} has label {highest}, which is not in {LABELS}; "
+            "unpack the set again",
+            RecordError,
+        )
         path, data = self._read_file(row["image"])
         try:
             inspect_image(data)
@@ -256,11 +257,12 @@ class BrodenFolder:
                 labels = decode_labels(np.asarray(image.convert("RGB")))
         except OSError as error:
             raise ImageError(f"{path} cannot be decoded: {error}; unpack the set again") from error
-        if labels.shape != size:
-            raise RecordError(
-                f"{path} has {labels.shape[0]}x{labels.shape[1]} pixels, but {INDEX} lists {size[0]}x{size[1]}; "
-                "unpack the set again"
-            )
+        require(
+            labels.shape == size,
+            f"{path} has {labels.shape[0]}x{labels.shape[1]} pixels, but {INDEX} lists {size[0]}x{size[1]}; "
+            "unpack the set again",
+            RecordError,
+        )
         return labels
 
     def _read_file(self, name: str) -> tuple[Path, bytes]:

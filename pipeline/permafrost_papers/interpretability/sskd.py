@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from permafrost.core.batches import AnyLabels, Targets, require_all_logits
-from permafrost.core.errors import ConfigError, require
+from permafrost.core.errors import require
 from permafrost.losses.base import Needs, StudentOutput, Term, TrainingRecords
 from permafrost.models.classifier import Intermediates
 from permafrost_papers.interpretability.options import NUM_ROTATIONS, SSKDConfig
@@ -110,12 +110,12 @@ class SSKDLoss(PretrainedLoss):
             len(records.passes) == 1,
             f"method=sskd supports one teacher, but store.teacher names {len(records.passes)}; name one",
         )
-        if (sampler := records.passes[0].views["sampler"]) != "rotations":
-            raise ConfigError(
-                f"{records.passes[0].name} has views={sampler}, but method=sskd needs the four rotations; run "
-                "permafrost precompute with views=rotations annotate.outputs=[logits,pooled] and name its pass with "
-                "store.teacher=, or run the teacher in the loop with mode=live"
-            )
+        require(
+            (sampler := records.passes[0].views["sampler"]) == "rotations",
+            f"{records.passes[0].name} has views={sampler}, but method=sskd needs the four rotations; run "
+            "permafrost precompute with views=rotations annotate.outputs=[logits,pooled] and name its pass with "
+            "store.teacher=, or run the teacher in the loop with mode=live",
+        )
 
     @property
     def pretraining(self) -> AuxiliaryPretraining:

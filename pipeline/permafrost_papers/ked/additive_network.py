@@ -150,11 +150,11 @@ class AdditiveConv(_InputClassifier):
     def forward_superfeatures(self, features: Tensor) -> Superfeatures:
         assert self.grid is not None
         size = (features.shape[2], features.shape[3])
-        if size[0] % self.grid[0] or size[1] % self.grid[1]:
-            raise ConfigError(
-                f"grid={list(self.grid)} does not divide an input of {size[0]}x{size[1]} pixels; choose a divisor, or "
-                "set augment.size (or input_size of a teacher)"
-            )
+        require(
+            not (size[0] % self.grid[0] or size[1] % self.grid[1]),
+            f"grid={list(self.grid)} does not divide an input of {size[0]}x{size[1]} pixels; choose a divisor, or "
+            "set augment.size (or input_size of a teacher)",
+        )
         subnets = len(self.assignments)
         number = torch.arange(subnets, device=features.device)[:, None, None]
         mask = spread_cells(self.assignments[-1].view(self.grid) == number, size)  # [M, H, W]
@@ -211,11 +211,11 @@ class AdditiveTrunk(_TrunkClassifier):
 
     def _check(self, features: Tensor) -> None:
         grid = (features.shape[2], features.shape[3])
-        if grid != self.grid:
-            raise ConfigError(
-                f"grid={self.grid} of name=trunk must be that of its last stage, {grid[0]}x{grid[1]} cells for this "
-                f"input; set grid=[{grid[0]},{grid[1]}], or another augment.size, input_size or stem_stride"
-            )
+        require(
+            grid == self.grid,
+            f"grid={self.grid} of name=trunk must be that of its last stage, {grid[0]}x{grid[1]} cells for this "
+            f"input; set grid=[{grid[0]},{grid[1]}], or another augment.size, input_size or stem_stride",
+        )
 
 
 class AdditiveChannels(_TrunkClassifier):
@@ -270,11 +270,11 @@ def _remove_head(trunk: Classifier, name: str, side: int) -> int:
     parameters = dict(trunk.named_parameters())
     with torch.enable_grad():
         features, context = trunk.forward_trunk(torch.zeros(1, 3, side, side))
-        if context is not None:
-            raise ConfigError(
-                f"trunk={name} has a head that reads more than a grid of features (a class token), which name=trunk "
-                "cannot divide into superfeatures; choose a convolutional network or Swin"
-            )
+        require(
+            context is None,
+            f"trunk={name} has a head that reads more than a grid of features (a class token), which name=trunk "
+            "cannot divide into superfeatures; choose a convolutional network or Swin",
+        )
         gradients = torch.autograd.grad(
             features.sum(), list(parameters.values()), allow_unused=True
         )

@@ -18,7 +18,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from permafrost.core.digests import derive_seed
-from permafrost.core.errors import ConfigError, require
+from permafrost.core.errors import require
 from permafrost.core.progress import count_records
 from permafrost.models.classifier import to_float32
 from permafrost.models.compute import exact_float32
@@ -138,10 +138,10 @@ def measure_dependency(
             linear with "hvp".
     """
     owner = network if modules is None and isinstance(network, nn.Module) else modules
-    if owner is not None and any(module.training for module in owner.modules()):
-        raise ConfigError(
-            "dependency must be measured on a frozen network; call freeze(model) first"
-        )
+    require(
+        owner is None or not any(module.training for module in owner.modules()),
+        "dependency must be measured on a frozen network; call freeze(model) first",
+    )
     total, num_classes = DependencySums.empty(probes.num_features), 0
     for keys, inputs in batches:
         for key, record in zip(keys, to_float32(inputs), strict=True):
@@ -181,9 +181,11 @@ def inputs_of_a_record(derivative: Derivative, num_features: int, draws: int) ->
 
     fd and hvp take the gradient of each, and hvp a second one.
     """
-    if derivative == "ablate":  # none, one or two features are moved
-        return 1 + num_features * (num_features + 1) // 2
-    return num_features * draws * (2 if derivative == "fd" else 1)
+    return {
+        "fd": 2 * num_features * draws,
+        "hvp": num_features * draws,
+        "ablate": 1 + num_features * (num_features + 1) // 2,  # none, one or two are moved
+    }[derivative]
 
 
 def symmetric(dependency: Tensor) -> Tensor:

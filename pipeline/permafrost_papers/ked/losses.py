@@ -268,24 +268,20 @@ def suggest_student(store: Store, teacher: TeacherPass) -> list[str]:
     if hierarchy is None or not has_labels or store.manifest.multi_label:
         return []
     options = {name: described["architecture"][name] for name in _SHARED}
-    if side := described["preprocessing"].get("input_size"):
-        options["input_size"] = side
+    options["input_size"] = described["preprocessing"].get("input_size")
     folder = Path(teacher.manifest.made_with.get("weights", "")).parent
-    if (folder / PARTITION_NAME).is_file():
-        options["partition"] = str(folder)
+    options["partition"] = str(folder) if (folder / PARTITION_NAME).is_file() else None
     student = build_config(AdditiveModelConfig, options)
-    network = build_model(student, teacher.num_classes, may_replace_head=True)
-    if hierarchy_of(network_partition(network))[-1] != hierarchy[-1]:
+    partition = network_partition(build_model(student, teacher.num_classes, may_replace_head=True))
+    if hierarchy_of(partition)[-1] != hierarchy[-1]:
         return []
-    del options["columns"]  # of the store
-    defaults = to_plain_dict(AdditiveModelConfig())
-    words = [
-        f"student.{name}={str(value).replace(' ', '')}"
-        for name, value in options.items()
-        if value != defaults[name]
+    defaults = to_plain_dict(AdditiveModelConfig()) | {"columns": student.columns}  # the store's
+    words = [f"{name}={value}" for name, value in options.items() if value != defaults[name]]
+    return [
+        "student=additive",
+        *(f"student.{word}" for word in words),
+        *(["augment=none"] if teacher.views["sampler"] == CANONICAL_VIEW else []),
     ]
-    is_whole = teacher.views["sampler"] == CANONICAL_VIEW
-    return ["student=additive", *words, *(["augment=none"] if is_whole else [])]
 
 
 class ExplainingTeacherLoss(LabelsLoss):

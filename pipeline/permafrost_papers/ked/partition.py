@@ -110,8 +110,11 @@ def contiguous_partition(
     Raises:
         ValueError: If there are more groups than features.
     """
-    if number > num_features:
-        raise ValueError(f"{num_features} features cannot be divided into {number} groups")
+    require(
+        number <= num_features,
+        f"{num_features} features cannot be divided into {number} groups",
+        ValueError,
+    )
     blocks = [torch.arange(num_features).view(grid or (1, num_features))]
     assignments = torch.zeros(number, num_features, dtype=torch.int64)
     for level in range(1, number):

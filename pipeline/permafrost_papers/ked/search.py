@@ -236,8 +236,11 @@ class PartitionSearch:
         total, start, stop = DependencySums.empty(probes.num_features), 0, len(first)
         while True:
             mine = order[start:stop][distributed.rank :: distributed.world_size]
-            shown = progress("superfeatures", total=len(mine), unit="record")
-            with shown if distributed.is_first else nullcontext():
+            with (
+                progress("superfeatures", total=len(mine), unit="record")
+                if distributed.is_first
+                else nullcontext()
+            ):
                 part = measure_dependency(
                     lambda inputs: model(inputs).logits,
                     self._inputs(mine, device),

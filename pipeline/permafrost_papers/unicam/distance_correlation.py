@@ -21,7 +21,7 @@ record divided by their norm), with a separate artifact each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any, Literal
@@ -58,7 +58,7 @@ from permafrost_papers.unicam.options import (
     compared_networks,
     wanted_pairs,
 )
-from permafrost_papers.unicam.residual_maps import check_compared, class_embeddings, student_of
+from permafrost_papers.unicam.residual_maps import check_compared, load_class_embeddings, student_of
 from permafrost_papers.unicam.teacher_artifact import teacher_artifact
 
 Form = Literal["plain", "unit"]
@@ -184,9 +184,10 @@ def evaluate_distances(context: EvaluationContext) -> dict[str, Any]:
     options = context.options.of(DistanceCorrelationOptions)
     probes = _probes(context)
     forms = _forms(options)
-    keys = context.dataset.keys_at
-    blocks = {f"block{n}": keys(block) for n, block in enumerate(probes.blocks, start=1)}
-    write_keys(context, NAME, blocks)
+    blocks = enumerate(probes.blocks, start=1)
+    write_keys(
+        context, NAME, {f"block{number}": context.dataset.keys_at(at) for number, at in blocks}
+    )
     networks = dict.fromkeys(["student", *compared_networks(options)])
     distances_by_network = {
         name: teacher_distances(context, probes, forms)
@@ -196,7 +197,7 @@ def evaluate_distances(context: EvaluationContext) -> dict[str, Any]:
     }
     main = {name: by_form[forms[0]] for name, by_form in distances_by_network.items()}
     layers = _paired(main, options.layers)
-    embeddings = class_embeddings(context, options)
+    embeddings = load_class_embeddings(context, options)
     labels = [
         feature_distances(
             label_features(multi_hot_labels(context.dataset, block.tolist()), embeddings)
@@ -247,32 +248,24 @@ def _residuals(
     layers: Mapping[str, Mapping[str, str]],
     options: DistanceCorrelationOptions,
 ) -> dict[str, Any]:
-    """Compute rs, rs_p and pdcor: x_given_y -> layer of the student -> value."""
-    quantities = ("rs", "rs_low", "rs_high", "rs_p", "pdcor")
-    numbers: dict[str, dict[str, dict[str, float]]] = {quantity: {} for quantity in quantities}
-    for x, given in wanted_pairs(options.pairs, options.baseline):
-        name = f"{x}_given_{given}"
-        names = {
-            layer_name: (f"{x}.{layer_of[x]}", f"{given}.{layer_of[given]}", _LABELS)
-            for layer_name, layer_of in layers.items()
-        }
-        numbers["rs"][name] = {
-            layer_name: float(table.semi_partial(*compared))
-            for layer_name, compared in names.items()
-        }
-        for end, quantity in enumerate(("rs_low", "rs_high")):
-            numbers[quantity][name] = {
-                layer: table.interval(x_layer, target, given_layer)[end]
-                for layer, (x_layer, given_layer, target) in names.items()
+    """Compute rs, its interval, rs_p and pdcor: x_given_y -> layer of the student -> value."""
+    functions: dict[str, Callable[[str, str], float]] = {
+        "rs": lambda x, given: float(table.semi_partial(x, given, _LABELS)),
+        "rs_low": lambda x, given: table.interval(x, _LABELS, given)[0],
+        "rs_high": lambda x, given: table.interval(x, _LABELS, given)[1],
+        "rs_p": table.residual_p,
+        "pdcor": lambda x, given: float(table.partial(x, given, _LABELS)),
+    }
+    return {
+        metric: {
+            f"{x}_given_{given}": {
+                layer_name: function(f"{x}.{layer_of[x]}", f"{given}.{layer_of[given]}")
+                for layer_name, layer_of in layers.items()
             }
-        numbers["rs_p"][name] = {
-            layer_name: table.residual_p(x_layer, given_layer)
-            for layer_name, (x_layer, given_layer, _) in names.items()
+            for x, given in wanted_pairs(options.pairs, options.baseline)
         }
-        numbers["pdcor"][name] = {
-            layer_name: float(table.partial(*compared)) for layer_name, compared in names.items()
-        }
-    return numbers
+        for metric, function in functions.items()
+    }
 
 
 # ---- what is compared ----------------------------------------------------------------------------

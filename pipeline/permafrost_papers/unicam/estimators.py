@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from permafrost.core.errors import require
+
 MIN_RECORDS = 4
 """Minimum number of records for which the unbiased inner product is defined."""
 SAME = 1e-6
@@ -116,8 +118,11 @@ def u_centered(condensed: Tensor) -> Tensor:
     Raises:
         ValueError: If there are fewer than MIN_RECORDS records.
     """
-    if (n := num_records(condensed)) < MIN_RECORDS:
-        raise ValueError(f"distance correlation needs at least {MIN_RECORDS} records, got {n}")
+    require(
+        (n := num_records(condensed)) >= MIN_RECORDS,
+        f"distance correlation needs at least {MIN_RECORDS} records, got {n}",
+        ValueError,
+    )
     rows, columns = _pairs(n, condensed.device)
     sums = square(condensed).sum(dim=1)
     total = sums.sum() / ((n - 1) * (n - 2))
@@ -229,8 +234,11 @@ class InnerProducts:
         Raises:
             ValueError: If the parts have other names.
         """
-        if self.names != other.names:
-            raise ValueError(f"inner products of {self.names} and {other.names} cannot be merged")
+        require(
+            self.names == other.names,
+            f"inner products of {self.names} and {other.names} cannot be merged",
+            ValueError,
+        )
         return InnerProducts(
             self.names,
             self.sums + other.sums,

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from pyarrow import compute
 from torch import Tensor
 
 from permafrost.core.errors import require
-from permafrost.core.records import FOLD
+from permafrost.core.records import FOLD, NO_LABEL
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.store.reader import TeacherPass
 from permafrost.store.shard_records import shard_table
@@ -59,22 +58,16 @@ def class_means(context: EvaluationContext, options: ComparedFeaturesOptions) ->
         ConfigError: If the pass does not fit, or a class has no record.
     """
     teacher, store = prototype_pass(context, options), context.store
-    split, classes = options.prototypes_split, store.manifest.classes
-    name = f"prototypes of {teacher.name} in {split}"
-    if name in context.pooled_features:
-        return context.pooled_features[name][0]
     (size,) = next(spec.shape for spec in teacher.manifest.fields if spec.name == POOLED)
-    sums = torch.zeros(len(classes), size, dtype=torch.float64)
-    counts = torch.zeros(len(classes), dtype=torch.int64)
-    for number in store.shards.splits.get(split, ()):
-        table = shard_table(store, int(number), teacher, [POOLED])
-        labels = table["label"].to_numpy()
-        counted = compute.is_valid(table[POOLED]).to_numpy() & (labels >= 0)
-        counted &= ~np.isin(store.rows_of_shard(int(number)), context.dataset.rows)
-        values = table[POOLED].combine_chunks().values.to_numpy().reshape(len(labels), size)
-        of_class = torch.from_numpy(labels[counted]).long()
-        sums.index_add_(0, of_class, torch.from_numpy(values[counted]).double())
-        counts += torch.bincount(of_class, minlength=len(classes))
+    split, classes = options.prototypes_split, store.manifest.classes
+    sums, counts = np.zeros((len(classes), size)), np.zeros(len(classes), np.int64)
+    for number in map(int, store.shards.splits.get(split, ())):
+        table = shard_table(store, number, teacher, [POOLED])
+        labels, values = table["label"].to_numpy(), table[POOLED].combine_chunks()
+        counted = values.is_valid().to_numpy(zero_copy_only=False) & (labels != NO_LABEL)
+        counted &= ~np.isin(store.rows_of_shard(number), context.dataset.rows)
+        np.add.at(sums, labels[counted], values.values.to_numpy().reshape(-1, size)[counted])
+        np.add.at(counts, labels[counted], 1)
     absent = [title for title, count in zip(classes, counts.tolist(), strict=True) if not count]
     require(
         not absent,
@@ -82,6 +75,4 @@ def class_means(context: EvaluationContext, options: ComparedFeaturesOptions) ->
         f"{', '.join(absent[:3])}, have no labeled record of split {split} that the pass covers and that is not "
         f"evaluated; name another {options.section}.prototypes_split, or evaluate another split",
     )
-    means = sums / counts[:, None]
-    context.pooled_features[name] = means, torch.arange(len(classes))
-    return means
+    return torch.from_numpy(sums / counts[:, None])

@@ -75,18 +75,21 @@ from permafrost_papers.unicam.options import (
 from permafrost_papers.unicam.prototypes import class_means, prototype_pass
 
 
-def load_class_embeddings(options: ComparedFeaturesOptions, num_classes: int) -> Tensor | None:
-    """Load the class embeddings f64 [K, e] of the options from a .npy file, None if they name none.
+def load_class_embeddings(
+    context: EvaluationContext, options: ComparedFeaturesOptions
+) -> Tensor | None:
+    """Load the class embeddings f64 [K, e] of a .npy file or a pass, None for one-hot labels.
 
     Args:
+        context: Evaluation of the split.
         options: Options of the evaluator.
-        num_classes: Number K of classes.
 
     Raises:
-        ConfigError: If the file does not exist, or is not a matrix with a row for each class.
+        ConfigError: If the file does not exist, or is not a matrix with a row for each class, or the pass does not fit.
     """
     if options.embeddings is None:
-        return None
+        return None if options.prototypes is None else class_means(context, options)
+    num_classes = len(context.store.manifest.classes)
     option = f"{options.section}.embeddings={options.embeddings}"
     path = Path(options.embeddings)
     require(
@@ -107,24 +110,13 @@ def check_compared(context: EvaluationContext, options: ComparedFeaturesOptions)
     files: dict[str, str] = {}
     if options.baseline is not None:
         files |= context.networks.check_student(f"{options.section}.baseline", options.baseline)
-    class_embeddings(context, options)
     if options.embeddings is not None:
+        load_class_embeddings(context, options)
         files[options.embeddings] = file_at(Path(options.embeddings)).sha256()
     if options.prototypes is not None:
         manifest = prototype_pass(context, options).folder / MANIFEST_NAME
         files[str(manifest)] = file_at(manifest).sha256()
     return files
-
-
-def class_embeddings(context: EvaluationContext, options: ComparedFeaturesOptions) -> Tensor | None:
-    """Return the class embeddings f64 [K, e] of a file or a pass, None for one-hot labels.
-
-    Raises:
-        ConfigError: If the file or the pass does not fit.
-    """
-    if options.prototypes is not None:
-        return class_means(context, options)
-    return load_class_embeddings(options, len(context.store.manifest.classes))
 
 
 def student_of(
@@ -177,10 +169,17 @@ def evaluate_unicam(context: EvaluationContext) -> dict[str, Any]:
     """Write the maps, and return means over the explained records by pair, depth and reduction."""
     options = context.options.of(UnicamOptions)
     probe_split = _probe_split(context)
-    views = {name: _views_of(name, context, probe_split) for name in compared_networks(options)}
+    views = {
+        name: teacher_views(context, probe_split, options.depths)
+        if name == "teacher"
+        else collect_activations(
+            context, student_of(name, context, options), probe_split, options.depths
+        )
+        for name in compared_networks(options)
+    }
     labels = label_features(
         multi_hot_labels(context.dataset, probe_split.positions.tolist()),
-        class_embeddings(context, options),
+        load_class_embeddings(context, options),
     )
     tensors: dict[str, Tensor] = {}
     for x, given in wanted_pairs(options.pairs, options.baseline):
@@ -199,9 +198,10 @@ def evaluate_unicam(context: EvaluationContext) -> dict[str, Any]:
     _write(context, probe_split, name, tensors)
     if options.overlays:
         _write_overlays(context, probe_split, tensors)
-    keys = np.array(context.dataset.keys_at(probe_split.positions))
-    banks = {f"bank{n}": keys[bank] for n, bank in enumerate(probe_split.banks, start=1)}
-    write_keys(context, NAME, {"explained": keys[: probe_split.explained], **banks})
+    numbered = {f"bank{n}": bank for n, bank in enumerate(probe_split.banks, start=1)}
+    sets = {"explained": np.arange(probe_split.explained), **numbered}
+    keys = np.array(context.dataset.keys_at(probe_split.positions), object)
+    write_keys(context, NAME, {name: keys[places].tolist() for name, places in sets.items()})
     return {
         "records": probe_split.explained,
         "banks": len(probe_split.banks),
@@ -306,14 +306,6 @@ def _probe_split(context: EvaluationContext) -> ProbeSplit:
     )
 
 
-def _views_of(name: str, context: EvaluationContext, probe_split: ProbeSplit) -> NetworkActivations:
-    options = context.options.of(UnicamOptions)
-    if name == "teacher":
-        return teacher_views(context, probe_split, options.depths)
-    model = student_of(name, context, options)
-    return collect_activations(context, model, probe_split, options.depths)
-
-
 # ---- what is kept --------------------------------------------------------------------------------
 
 
@@ -324,22 +316,23 @@ def _write(
 
     options = context.options.of(UnicamOptions)
     compared = {"student": context.fingerprint}
-    teacher = context.networks.described_teacher
     if "teacher" in compared_networks(options):
-        compared["teacher"] = teacher["weights_sha256"]
+        compared["teacher"] = context.networks.described_teacher["weights_sha256"]
     if options.baseline is not None:
         (compared["baseline"],) = context.networks.check_student(
             "baseline", options.baseline
         ).values()
-    described = {
+    header = {
         "keys": context.dataset.keys_at(probe_split.positions[: probe_split.explained]),
         "bank_sha256": list(probe_split.bank_sha256),
         "networks": compared,
         "frame": context.frame,
     }
-    header = {key: json.dumps(value) for key, value in described.items()}
-    contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    context.write(name, save(contiguous, metadata=header))
+    data = save(
+        {key: tensor.contiguous() for key, tensor in tensors.items()},
+        metadata={key: json.dumps(value) for key, value in header.items()},
+    )
+    context.write(name, data)
 
 
 def _write_overlays(
@@ -348,8 +341,8 @@ def _write_overlays(
     """Write the pictures of evaluate.unicam.overlays."""
     options = context.options.of(UnicamOptions)
     positions = probe_split.positions[: probe_split.explained].tolist()
-    images = torch.cat([views.cpu() for views in context.iter_views(positions)])
-    frames = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    images = torch.cat([255 * views.cpu() for views in context.iter_views(positions)])
+    frames = images.round().byte().permute(0, 2, 3, 1).numpy()
     # Keys of a store of someone else may not be names of files.
     names = [escape_key(unquote(key)) for key in context.dataset.keys_at(positions)]
     depth = "mean" if len(options.depths) > 1 else f"depth{options.depths[0]}"
@@ -357,8 +350,8 @@ def _write_overlays(
         pair = f"{x}_given_{given}"
         maps = tensors[f"{pair}/{depth}/{options.reductions[0]}/map"].float().numpy()
         for name, picture in zip(names, overlays(frames, maps), strict=True):
-            image = Image.fromarray((255 * picture).round().astype(np.uint8))
-            context.write(f"{NAME}-{context.split}/{pair}/{name}.png", png_of(image))
+            data = png_of(Image.fromarray((255 * picture).round().astype(np.uint8)))
+            context.write(f"{NAME}-{context.split}/{pair}/{name}.png", data)
 
 
 def _means(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from permafrost.config.models import usual_picture
-from permafrost.core.errors import first_line
+from permafrost.core.errors import first_line, require
 from permafrost.evaluation.forward import EvaluatedModel, explained_as, open_split
 from permafrost.evaluation.map_colors import overlays
 from permafrost.evaluation.results import check_written
@@ -108,10 +108,9 @@ def _figure(students: list[_Maps], split: str, store: Store) -> PictureFigure:
     if "teacher_maps" in students[0].explained:
         maps = students[0].explained["teacher_maps"].numpy()
         rows.append(PictureRow("teacher", overlays(students[0].frames, maps)))
-    several = False
+    several = any(len(_depths(student)) > 1 for student in students)
     for student in students:
         depths = _depths(student)
-        several = several or len(depths) > 1
         opening = f"{student.label}: "
         if "maps" in student.explained:
             maps = student.explained["maps"].numpy()
@@ -161,8 +160,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the maps of an evaluation, and the facts about them. Raises DamagedFileError."""
     try:
         header = {name: json.loads(value) for name, value in tensor_metadata(path).items()}
-        if not {"keys", "frame"} <= header.keys():
-            raise FormatError("it does not say which records its maps are of")
+        require(
+            {"keys", "frame"} <= header.keys(),
+            "it does not say which records its maps are of",
+            FormatError,
+        )
         return load_tensors(path), header
     except ValueError as error:
         raise damaged(path, first_line(error), "evaluate again") from error

@@ -382,7 +382,7 @@ def test_students_of_other_superfeatures_are_refused(ked_store, options, message
 def test_a_pass_without_superfeatures_says_how_to_get_them(frozen):
     with pytest.raises(
         StoreMismatchError,
-        match=r"which has none.* teacher=additive and annotate.outputs=\[logits,superfeature_logits\]",
+        match=r"only additive teachers have.* teacher=additive .*outputs=\[logits,superfeature_logits\]",
     ):
         distill.run(still(frozen, student=NETWORK))
 

@@ -25,7 +25,6 @@ from permafrost_papers.ked.options import AdditiveModelConfig
 from permafrost_papers.probe_set import activations, layer_features
 from permafrost_papers.unicam.estimators import InnerProducts, feature_distances
 from permafrost_papers.unicam.options import UnicamOptions
-from permafrost_papers.unicam.residual_maps import load_class_embeddings
 from tests.support.runs import evaluation_of
 
 
@@ -189,14 +188,14 @@ def test_embeddings_of_the_classes_take_the_place_of_one_hot_labels(own, tmp_pat
         unicam_maps(own, name="d", embeddings=str(tmp_path / "gaps.npy"))
 
 
-def test_files_that_are_no_embeddings_are_refused(tmp_path):
+def test_files_that_are_no_embeddings_are_refused(own, tmp_path):
     (tmp_path / "empty.npy").touch()
     with (tmp_path / "several.npy").open("wb") as file:
         np.savez(file, a=np.eye(10), b=np.eye(10))
 
     for name, message in (("empty", "not an npy file"), ("several", "holds several arrays")):
         with pytest.raises(ConfigError, match=rf"unicam\.embeddings=.*{name}\.npy.* {message}"):
-            load_class_embeddings(UnicamOptions(embeddings=str(tmp_path / f"{name}.npy")), 10)
+            unicam_maps(own, embeddings=str(tmp_path / f"{name}.npy"))
 
 
 def test_the_same_command_elsewhere_gives_the_same_maps(own):
