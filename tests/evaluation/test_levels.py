@@ -61,8 +61,9 @@ STATED = {
     *("accuracy", "micro_<score>", "macro_<score>", "labels.<class>.<score>", "group_accuracy.<g>"),
     *("agreement", "top_k.accuracy.<k>", "entropy", "epg", "iou", "teacher_epg", "mask_energy"),
     *("spearman.teacher", "spearman.given", "difference.<k>", "mean", "mask_only.<k>", "unmasked"),
-    *("fss.<layer>", "relevance.<network>.<layer>", "rs.<x>_given_<y>.<layer>", "pdcor"),
-    *("fss_p", "relevance_p", "rs_p", "fss_biased"),
+    *("power.top.<k>", "power.bottom.<k>", "fss.<layer>", "fss_p.<layer>", "fss_biased.<layer>"),
+    *(f"{of}relevance{p}.<layer>" for of in ("", "teacher_", "baseline_") for p in ("", "_p")),
+    *(f"{name}.<x>_given_<y>.<layer>" for name in ("rs", "rs_p", "pdcor")),
 }
 """Metrics with a level: those above, of uniform maps, of scikit-learn, and of the tests of their evaluators."""
 
