@@ -9,7 +9,7 @@ import torch
 
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation import random_networks
-from permafrost.evaluation.random_networks import untrained_networks
+from permafrost.evaluation.random_networks import untrained_network
 from permafrost.evaluation.results import RANDOM_NETWORKS
 from permafrost.models.saved import TrainedModel
 from permafrost_papers.unicam.options import DistanceCorrelationOptions
@@ -102,7 +102,7 @@ def test_a_partition_is_that_of_the_trained_network():
     )
     model = random_networks.EvaluatedModel(network=network, input_size=(SIDE, SIDE))
 
-    untrained = untrained_networks(trained, model, 2)
+    untrained = [untrained_network(trained, model, number) for number in range(2)]
 
     assert all(torch.equal(each.assignments, network.assignments) for each in untrained)
     logits = [each(inputs_of(CHANNELS)).logits for each in (network, *untrained)]

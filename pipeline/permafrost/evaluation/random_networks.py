@@ -35,30 +35,23 @@ from permafrost.store.artifacts import Artifact
 logger = logging.getLogger("permafrost.evaluate")
 
 
-def untrained_networks(
-    trained: TrainedModel, model: EvaluatedModel, count: int
-) -> list[Classifier]:
-    """Build untrained networks with the architecture and the normalization of an evaluated one, on the CPU.
-
-    Raises:
-        ConfigError: If the code of the network returns the same weights every time.
-    """
+def untrained_network(trained: TrainedModel, model: EvaluatedModel, number: int) -> Classifier:
+    """Build an untrained network with the architecture and the normalization of an evaluated one, on the CPU."""
     config = replace(trained.config, weights=None, weights_key=None, sha256=None)
-    outputs = config.classes or trained.num_classes
-    learned = _learned_buffers(model.network.network)
-    networks = []
-    for number in range(max(count, 2)):
-        network = build_untrained(config, outputs, number)
-        network.network.load_state_dict(learned, strict=False)
-        network.explainer_of_training = model.network.explainer_of_training
-        networks.append(freeze(network))
-    pairs = zip(networks[0].parameters(), networks[1].parameters(), strict=True)
+    network = build_untrained(config, config.classes or trained.num_classes, number)
+    network.network.load_state_dict(_learned_buffers(model.network.network), strict=False)
+    network.explainer_of_training = model.network.explainer_of_training
+    return freeze(network)
+
+
+def check_untrained(trained: TrainedModel, model: EvaluatedModel, count: int) -> None:
+    """Raise ConfigError if the code of a network returns the same weights every time."""
+    networks = [untrained_network(trained, model, number).parameters() for number in range(2)]
     require(
-        not all(torch.equal(one, other) for one, other in pairs),
-        f"evaluate.random_networks={count}: the code of {config.kind} {config.name} returns the same weights every "
-        "time, so there is no untrained network to compare with; set evaluate.random_networks=0",
+        not all(torch.equal(one, other) for one, other in zip(*networks, strict=True)),
+        f"evaluate.random_networks={count}: the code of {trained.config.kind} {trained.config.name} returns the same "
+        "weights every time, so there is no untrained network to compare with; set evaluate.random_networks=0",
     )
-    return networks[:count]
 
 
 def measure_untrained(

@@ -25,7 +25,11 @@ from permafrost.evaluation.inputs import EvaluationInputs
 from permafrost.evaluation.map_colors import feature_colors
 from permafrost.evaluation.other_networks import Networks
 from permafrost.evaluation.per_label import AT_HALF, Thresholds, best_thresholds
-from permafrost.evaluation.random_networks import measure_untrained, untrained_networks
+from permafrost.evaluation.random_networks import (
+    check_untrained,
+    measure_untrained,
+    untrained_network,
+)
 from permafrost.evaluation.results import (
     add_random_networks,
     add_result,
@@ -92,18 +96,20 @@ def _run_evaluators(inputs: EvaluationInputs, folder: Path, missing: Sequence[st
         views = list(contexts[0].iter_views(positions))
         require_independent_network(trial_copy(model.network), torch.cat(views))
     count, lacking = lacking_networks(read_results(folder), config)
-    untrained = untrained_networks(trained, model, count) if lacking else []
+    if lacking:
+        check_untrained(trained, model, count)
     files = _check_evaluators([*missing, *lacking], contexts)
     _add_results(inputs, folder, {name: files[name] for name in missing}, contexts)
     levels: dict[str, list[dict[str, Any]]] = {context.split: [] for context in contexts}
-    for number, network in enumerate(untrained, start=1):
-        logger.info("untrained network %d of %d: %s", number, count, ", ".join(lacking))
+    for number in range(count if lacking else 0):
+        logger.info("untrained network %d of %d: %s", number + 1, count, ", ".join(lacking))
+        network = untrained_network(trained, model, number)
         read = {name: files[name] for name in lacking}
         for context in contexts:
             check_interrupted()
             measured = measure_untrained(context, trained, network, read, inputs.fingerprints)
             levels[context.split].append({"records": len(context.dataset), **measured})
-    if untrained:
+    if lacking:
         add_random_networks(folder, levels, lacking)
 
 

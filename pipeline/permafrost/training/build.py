@@ -81,6 +81,11 @@ def build_training(spec: TrainingSpec, distributed: DistributedContext) -> Train
         model.learn_moments(partial(_iter_frames, spec.dataset))
     model = model.to(device)
     trial = trial_copy(model).eval()  # what the first batch initializes is left to the first batch
+    require(
+        spec.trainer.ema is None or trial is not model,
+        f"trainer.ema={spec.trainer.ema} needs a copy of {type(model.network).__name__}, which has tensors or objects "
+        "that cannot be copied; detach them, or set trainer.ema=null",
+    )
     if (probes := _read_probes(spec, device)) is not None:
         _check_independence(spec, trial, probes)
     live = spec.live_teacher

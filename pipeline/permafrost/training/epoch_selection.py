@@ -136,7 +136,7 @@ def plan_curve(
         for split in curve.splits
     }
     check_top_k("curve.top_k", curve.top_k, num_classes)
-    read = compared if loss.needs.targets else []
+    read = compared if loss.needs.targets and config.mode != "live" else []
     terms = {
         split: _term_records(config, store, read, split, num_classes, loss).in_picture(picture)
         for split in (curve.splits if curve.terms else ())
