@@ -8,6 +8,8 @@ import torch
 from permafrost.config.distillation import CurveOptions
 from permafrost.config.methods import KDConfig
 from permafrost.core.errors import ConfigError
+from permafrost.runs.mirrors import RUNS
+from permafrost.store.facts import read_sheets
 from permafrost.training import loop
 from tests.support.kills import killed_at
 from tests.support.ranks import join_group, leave_group, run_on_ranks
@@ -51,6 +53,9 @@ def test_the_average_is_saved_evaluated_and_on_the_curve(frozen):
     for each in (config, last):
         distill.run(each)
 
+    average = read_sheets(RUNS / "one/distill")["student"]["average"]
+    assert average.value == "of the weights over about 10 steps, of 15 in all"
+    assert average.is_doubtful
     states = weights_of("one"), weights_of("last")
     assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
     values = evaluate.run(evaluate_config(frozen, splits=("test",))).splits["test"]

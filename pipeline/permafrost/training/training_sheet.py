@@ -123,8 +123,8 @@ def _facts(
     if trainer.ema is not None:
         horizon, total = 1 / (1 - trainer.ema), steps * trainer.epochs
         yield Fact(
-            name="weights",
-            value=f"moving average, mostly of the last {horizon:,.0f} of {total:,} steps",
+            name="average",
+            value=f"of the weights over about {horizon:,.0f} steps, of {total:,} in all",
             source="trainer.ema",
             warning=f"it keeps weights of the beginning; lower {prefix}trainer.ema="
             if 3 * horizon > total
