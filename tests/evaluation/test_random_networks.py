@@ -59,6 +59,17 @@ def test_the_store_keeps_them_for_other_students_and_another_number_adds_the_mis
     assert measured == []
 
 
+def test_a_store_that_may_only_be_read_keeps_nothing_and_the_run_does(own, monkeypatch, caplog):
+    def refuse(*_):
+        raise PermissionError("read-only")
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(random_networks.Artifact, "save", refuse)
+    levels = evaluated(own, networks=1, evaluators=("accuracy",)).splits["test"][RANDOM_NETWORKS]
+    assert 0 <= levels[0]["accuracy"] <= 1
+    assert "is not kept for other students: read-only" in caplog.text
+
+
 def test_a_later_evaluator_measures_them_too_and_a_report_shows_them(own):
     evaluated(own, networks=2, evaluators=("accuracy", "localization"))
     later = evaluated(own, evaluators=("distance_correlation",))
