@@ -39,8 +39,6 @@ _PACKAGES = (
     *("torch", "torchvision", "ray", "webdataset", "zarr", "kornia", "pyarrow", "numpy", "timm"),
     *("pillow", "simplejpeg"),
 )
-_DEVELOPMENT = ("all", "dev", "docs", "bench")
-"""Extras that no command needs."""
 _GIB = 2**30
 
 
@@ -184,7 +182,8 @@ def _missing_extras() -> Iterator[str]:
     for requirement in requires(_PACKAGE) or ():
         extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
         name = re.match(r"[\w.-]+", requirement)
-        if extra and name and extra[1] not in _DEVELOPMENT:
+        # Extras that no command needs.
+        if extra and name and extra[1] not in ("all", "dev", "docs", "bench"):
             needed.setdefault(extra[1], []).append(name[0])
     lacking: dict[str, list[str]] = {}
     for extra_name, packages in needed.items():

@@ -23,7 +23,6 @@ from permafrost_sources.tar_members import list_samples
 
 _LOOKED_AT = 2000
 """Number of files of a folder that are examined."""
-_TORCH_ZIP = b"PK\x03\x04"
 
 
 class Recognition(NamedTuple):
@@ -99,7 +98,6 @@ _FRAME = (
     "format.frame= to the part of each image that the teacher received (full, center_crop or unknown)",
 )
 _CLASSES = ("format.classes= to the number of the teacher's classes (1,000 if it is left out)",)
-_POSITION = "format.join=position, as they are named by numbers"
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -115,7 +113,14 @@ def _recognize_epoch(path: Path, first: Path) -> Recognition:
         lacks.append(f"the name of one epoch: set path={first.parent}")
     if not (values := first.with_name(first.name.replace("-keys.txt", "-values.bin"))).is_file():
         lacks.append(f"{values.name} next to {first.name}")
-    options = (*_CLASSES, *([_POSITION] if next(iter_lines(first), "").isdigit() else []))
+    options = (
+        *_CLASSES,
+        *(
+            ["format.join=position, as they are named by numbers"]
+            if next(iter_lines(first), "").isdigit()
+            else []
+        ),
+    )
     return Recognition("tinyvit", "logits of an epoch of TinyViT", options, tuple(lacks))
 
 
@@ -128,7 +133,7 @@ def _recognize_file(path: Path) -> Recognition:
     try:
         if path.suffix == ".tar":
             with file_at(path).open() as file:
-                is_tar = file.read(4) != _TORCH_ZIP
+                is_tar = file.read(4) != b"PK\x03\x04"
             if is_tar:
                 return _recognize_tar(path)
         return _recognize_content(path, load_pickled(path))

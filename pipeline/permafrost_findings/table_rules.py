@@ -19,8 +19,6 @@ from permafrost.sources.table_files import column_names, iter_parts, readable, t
 from permafrost.storage.untrusted import open_parquet_file
 
 _LOOKED_AT_ROWS = 1000
-_SPLIT_COLUMNS = frozenset({"split", "subset", "partition", "fold", "phase"})
-"""Names of columns, in lower case, that may have the splits."""
 
 
 def _table_of(preview: Preview) -> tuple[Path, ImageTableDataConfig] | None:
@@ -74,7 +72,7 @@ def find_unread_split(preview: Preview) -> Iterator[Remark]:
 
 
 def _may_be_split(name: str) -> bool:
-    return name.strip().lower() in _SPLIT_COLUMNS
+    return name.strip().lower() in {"split", "subset", "partition", "fold", "phase"}
 
 
 def find_unread_columns(preview: Preview) -> Iterator[Remark]:

@@ -40,9 +40,6 @@ _LOSSLESS_PIXELS = 48
 """Longest side up to which a picture is small without loss."""
 _DOUBLED_PIXELS = 128
 """Longest side up to which pixels are doubled before a lossy encoding, which halves the resolution of colors."""
-_QUALITY = 80
-_LOSSLESS_EFFORT = 75
-"""Effort from 0 to 100; more takes four times as long and saves no byte in a thousand."""
 
 
 class PictureRow(NamedTuple):
@@ -145,12 +142,13 @@ def encode_picture(image: Image.Image) -> tuple[str, tuple[int, int]]:
     Returns:
         The data URI, and the picture's size in pixels (width, height), which may be twice that of `image`.
     """
-    lossless = _webp(image, lossless=True, quality=_LOSSLESS_EFFORT)
+    # Effort from 0 to 100; more takes four times as long and saves no byte in a thousand.
+    lossless = _webp(image, lossless=True, quality=75)
     if max(image.size) <= _LOSSLESS_PIXELS:
         return _uri(lossless), image.size
     factor = 2 if max(image.size) <= _DOUBLED_PIXELS else 1
     size = (factor * image.width, factor * image.height)
-    lossy = _webp(image.resize(size, Image.Resampling.NEAREST), quality=_QUALITY)
+    lossy = _webp(image.resize(size, Image.Resampling.NEAREST), quality=80)
     is_smaller = len(lossy) < len(lossless)
     return (_uri(lossy), size) if is_smaller else (_uri(lossless), image.size)
 
@@ -170,8 +168,6 @@ def _uri(data: bytes) -> str:
 
 MAX_CHARACTERS = 300
 """Largest number of characters of a class or of a column of a table on the page."""
-_WORDNET = re.compile(r"n\d{8}")
-_EDGE = np.array([0.0, 0.65, 0.2])
 
 
 def map_rows(
@@ -299,7 +295,7 @@ def readable_classes(classes: Sequence[str]) -> list[str]:
     Before a WordNet id, such as n01443537, is the name of its noun.
     """
     classes = [shown_name(name) for name in classes]
-    if not any(_WORDNET.fullmatch(name) for name in classes):
+    if not any(re.fullmatch(r"n\d{8}", name) for name in classes):
         return classes
     from timm.data.imagenet_info import ImageNetInfo
 
@@ -329,7 +325,7 @@ def draw_outline(picture: NDArray[Any], region: NDArray[np.bool_]) -> NDArray[np
     for _ in range(max(1, round(min(height, width) / 80))):
         padded = np.pad(core, 1)
         core = core & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return np.where((inside & ~core)[..., None], _EDGE, shown)
+    return np.where((inside & ~core)[..., None], np.array([0.0, 0.65, 0.2]), shown)
 
 
 def composite_on_white(colors: NDArray[np.uint8]) -> list[NDArray[np.float64]]:

@@ -20,9 +20,6 @@ logger = logging.getLogger("permafrost.models")
 
 OPTIONS = "mean=, std=, input_size= and frame="
 """Options that take the place of a processor."""
-_FOLLOWED = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
-_PATCHES = ("max_num_patches", "image_grid_pinpoints", "min_pixels", "max_pixels")
-"""Fields of processors that cut an image of any size into patches or tiles."""
 _RESAMPLE: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
 
 
@@ -48,9 +45,20 @@ def read_processor(folder: Path, info: PretrainedInfo, name: str) -> PretrainedI
     shorter, percent = size.shortest_edge, fields.get("crop_pct")
     crop = processor.crop_size if fields.get("do_center_crop") else None
     side = crop.height if crop else shorter if percent else size.height
+    # Fields of processors that cut an image of any size into patches or tiles.
     are_followed = {
-        **{step: not fields[step] for step in sorted({*fields} - _FOLLOWED) if step[:3] == "do_"},
-        **{field: fields.get(field) is None for field in _PATCHES},
+        **{
+            step: not fields[step]
+            for step in sorted(
+                {*fields}
+                - {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
+            )
+            if step[:3] == "do_"
+        },
+        **{
+            field: fields.get(field) is None
+            for field in ("max_num_patches", "image_grid_pinpoints", "min_pixels", "max_pixels")
+        },
         "do_resize": processor.do_resize,
         "resample": processor.resample in _RESAMPLE,
         "size": side and not size.longest_edge and (shorter or size.height == size.width),

@@ -492,10 +492,7 @@ def in_memory(config: PassOptions, batch: int, work: Callable[[int], T]) -> T:
 
 
 def _framing_of(kind: OutputKind) -> Framing:
-    return getattr(kind, "framing", _WHOLE_FRAME)
-
-
-_WHOLE_FRAME = Framing()
+    return getattr(kind, "framing", Framing())
 
 
 _LARGE = 2**20

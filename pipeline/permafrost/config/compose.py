@@ -381,9 +381,6 @@ def _is_mapping(hint: Any) -> bool:
     return get_origin(hint) is dict
 
 
-_TIGHT_COLON = re.compile(r"\w:[^\s/\\]")
-
-
 def _value_of(typed: _Typed, hint: Any) -> Any:
     """Read the value of an argument: text as it was typed for a text option, YAML for others."""
     text = typed.text
@@ -396,7 +393,7 @@ def _value_of(typed: _Typed, hint: Any) -> Any:
     except YamlError as error:
         if is_quoted:
             return text
-        is_tight = _TIGHT_COLON.search(text) and "space" not in str(error)
+        is_tight = re.search(r"\w:[^\s/\\]", text) and "space" not in str(error)
         remedy = "; write a space after each colon" if is_tight else ""
         shown = printable(text)[:SHOWN]
         raise ConfigError(f"cannot read {typed.path}={shown}: {error}{remedy}") from error

@@ -22,9 +22,6 @@ _COMPUTED = (
 )
 """Last parts of the names of counters, and of tables that a network computes from its options."""
 _TRAINING_STATE = re.compile(r"(^|\.)(\w*optim\w*|grads?|exp_avg(_sq)?|momentum_buffer)\.")
-_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""Parts that torch.compile, FSDP and activation checkpointing put before the names of any module."""
-_AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|avg|teacher)([._]|$)")
 _FIRST_KEYS = ("state_dict", "model")
 """Keys that are preferred among sets that are not averaged."""
 
@@ -180,7 +177,7 @@ def _is_computed(name: str) -> bool:
 def _preference(fit: Fit) -> tuple[bool, int]:
     first = fit.key.partition(".")[0]
     order = _FIRST_KEYS.index(first) if first in _FIRST_KEYS else len(_FIRST_KEYS)
-    return not _AVERAGED.search(fit.key), order
+    return not re.search(r"(^|[._])(ema|swa|averaged?|avg|teacher)([._]|$)", fit.key), order
 
 
 def _fit(
@@ -203,7 +200,13 @@ def _fit(
 def _renamings(
     tensors: dict[str, Tensor], model: Classifier, expected: dict[str, Tensor]
 ) -> Iterator[dict[str, Tensor]]:
-    plain = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+    # Parts that torch.compile, FSDP and activation checkpointing put before the names of any module.
+    plain = {
+        re.sub(
+            r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", "", name
+        ): tensor
+        for name, tensor in tensors.items()
+    }
     yield plain
     yield model.rename_keys(plain)
     first, *more = {name.partition(".")[0] for name in expected}

@@ -247,7 +247,9 @@ def _wait_for_server(address: str, verb: str, error: Exception) -> None:
 def _is_unreached(error: Exception) -> bool:
     """Return whether a request has failed because no connection was made."""
     text = str(error)
-    return "kind: Connect" in text and _UNKNOWN_HOST not in text and not _is_final(error)
+    return (
+        "kind: Connect" in text and "Name or service not known" not in text and not _is_final(error)
+    )
 
 
 def _is_final(error: Exception) -> bool:
@@ -271,12 +273,10 @@ def _has_no_credentials(text: str) -> bool:
 
 
 _CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
-_UNKNOWN_HOST = "Name or service not known"
 _NO_CONNECTION = {
     "failed to lookup address": "no such host",
     "ConnectionRefused": "connection refused",
 }
-_STATUS = re.compile(r"status code: (\d+ [\w -]+)|\b(\d{3} [A-Z][\w ]+)")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 
 
@@ -290,7 +290,10 @@ def _reason(error: BaseException) -> str:
     if reason := next((reason for shown, reason in _NO_CONNECTION.items() if shown in text), ""):
         return reason
     first = text.strip().partition("\n")[0]
-    status, code = _STATUS.search(first), _CODE.search(text)
+    status, code = (
+        re.search(r"status code: (\d+ [\w -]+)|\b(\d{3} [A-Z][\w ]+)", first),
+        _CODE.search(text),
+    )
     if status is None:
         return (
             first.rpartition(" - ")[2].partition("Debug source")[0].strip().rstrip(":")

@@ -26,10 +26,6 @@ from permafrost.sweeps.select import check_reported_epochs, check_selection
 from permafrost.training.distill import StudentPlan
 from permafrost.training.student_passes import open_student_store, with_named_passes
 
-_ANY_RUN = "untitled"
-"""Name that stands for the sweep's in the digests of its students."""
-_OWN_SECTIONS = ("variants", "grid", "select", "seeds", "parallel", "run")
-
 
 def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
     """Plan every student of the sweep, with seeds outermost.
@@ -81,7 +77,11 @@ def compose_students(
     Raises:
         ConfigError: If variants or options do not fit.
     """
-    shared = [argument for argument in base if section_of(argument) not in _OWN_SECTIONS]
+    shared = [
+        argument
+        for argument in base
+        if section_of(argument) not in ("variants", "grid", "select", "seeds", "parallel", "run")
+    ]
     for variant, overrides in config.variants.items():
         arguments = [*shared, "trainer.num_threads=1", *overrides]
         for point in _points(arguments, config.grid):
@@ -172,7 +172,8 @@ def _points(arguments: list[str], grid: dict[str, tuple[Any, ...]]) -> Iterator[
 def _with_seed(student: Student, sweep: str, seed: int) -> Student:
     """Return a student of a seed. A run that is moved keeps its students, however they are evaluated."""
     trained = replace(student.distill, seed=seed)
-    values = identity(to_plain_dict(trained), DistillConfig) | {"run": _ANY_RUN}
+    # Name that stands for the sweep's in the digests of its students.
+    values = identity(to_plain_dict(trained), DistillConfig) | {"run": "untitled"}
     digest = sha256_json([values, student.fingerprints])
     name = f"{sweep}/{STUDENTS}/{student.variant}-seed{seed}-{digest[:8]}"
     return replace(
