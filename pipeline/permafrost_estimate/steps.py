@@ -367,9 +367,11 @@ def seconds_per_record(
 
 def _student(config: EstimateConfig, store: Store, mode: Mode) -> DistillConfig:
     """Return the options of a student on all records of the split that the sample has."""
-    teacher = config.teacher
-    if mode == "live" and not isinstance(teacher, NoModelConfig):
-        teacher = replace(teacher, frame="full")  # as many pixels as a center crop at its size
+    teacher = (
+        replace(config.teacher, frame="full")  # as many pixels as a center crop at its size
+        if mode == "live" and not isinstance(config.teacher, NoModelConfig)
+        else config.teacher
+    )
     options = DistillConfig(
         store=replace(config.store, path=str(store.path), teacher=()),
         student=config.student,

@@ -215,8 +215,7 @@ def _match_classes(logits: NDArray[Any], stored: StoredOutputs) -> NDArray[np.in
     """
     rows, same = np.arange(len(logits)), np.arange(logits.shape[1])
     shifts = (logits.argmax(axis=1) - stored.top) % len(same)
-    shifted = (same + np.bincount(shifts).argmax()) % len(same)
-    candidates = [(shifted, rows)]
+    candidates = [((same + np.bincount(shifts).argmax()) % len(same), rows)]
     if len(rows) >= _MIN_ROWS:
         order = _best_order(logits[::2], stored.select(rows[::2]))
         candidates.append((order, rows[1::2]))

@@ -17,7 +17,7 @@ from torch import Tensor
 from permafrost.annotation.annotator import TeacherAnnotator
 from permafrost.models.classifier import Normalize
 
-_FRACTIONS = (1.0, 0.95, 0.9, 0.875, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
+CROP_FRACTIONS = (1.0, 0.95, 0.9, 0.875, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 """Fractions of the shorter side at which center crops are tried, before the best is refined."""
 _INTERPOLATIONS = ("bilinear", "bicubic")
 _SIDES = (8, 16, 24, 28, 32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384)
@@ -60,11 +60,6 @@ def center_cropped(annotator: TeacherAnnotator, fraction: float | None) -> Other
     )
     text = f"they are those of another part of the image, {option}"
     return OtherInput(annotator.with_changes(crop_fraction=fraction), text, "set these options")
-
-
-def other_frames(annotator: TeacherAnnotator) -> Iterator[OtherInput]:
-    """Iterate over parts of the image."""
-    yield from (center_cropped(annotator, fraction) for fraction in (None, *_FRACTIONS))
 
 
 def other_sizes(annotator: TeacherAnnotator) -> Iterator[OtherInput]:

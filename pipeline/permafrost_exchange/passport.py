@@ -229,9 +229,8 @@ def _judged(
             )
         logger.warning("teacher=%s: %s", passport.teacher, cause.text)
     accepted: dict[str, str] = {cause.kind: cause.text for cause in causes}
-    rest = agreement  # without what these causes explain
-    if accepted.keys() & {"temperature", "classes", "rows", "preprocessing"}:
-        rest = replace(rest, top1=None, kl_mean=None)
+    explains = bool(accepted.keys() & {"temperature", "classes", "rows", "preprocessing"})
+    rest = replace(agreement, top1=None, kl_mean=None) if explains else agreement
     if accepted.keys() & {"maps", "rows", "preprocessing"}:
         rest = replace(rest, cosine_mean={})
     if facts.frame != "unknown" and not _resembles(rest, _WRONG, float("inf")):
@@ -316,9 +315,11 @@ def _compare(
         unexplained=unexplained,
     )
     count = sum(shard.records for shard in shards)
-    sample = [(shard, shard.records) for shard in shards]
-    if options.records is not None and options.records < count:
-        sample = list(select_sample(shards, options.records))
+    sample = (
+        [(shard, shard.records) for shard in shards]
+        if options.records is None or options.records >= count
+        else list(select_sample(shards, options.records))
+    )
     agreement, causes, maps = measure_sample(executor, task, sample, ())
     passport = Passport(
         teacher=f"{config.kind} {config.name}, {config.interpolation or 'bilinear'}, "

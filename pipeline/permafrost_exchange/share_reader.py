@@ -173,9 +173,11 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
     )
     if (kind := shared.explainer.get("kind")) is not None and kind not in EXPLAINERS:
         code = next((path for path in shared.files if path.startswith(f"{PLUGINS_FOLDER}/")), "")
-        advice = f"install {shared.made_with.get(EXPLAINER_PACKAGE, 'the plug-in that adds it')}"
-        if code:
-            advice = f"read {code}, and name it with 'plugins=[{folder / code}]'"
+        advice = (
+            f"read {code}, and name it with 'plugins=[{folder / code}]'"
+            if code
+            else f"install {shared.made_with.get(EXPLAINER_PACKAGE, 'the plug-in that adds it')}"
+        )
         raise TargetError(
             f"{folder}: its maps were made by explainer {quote(kind)}, which is not among {', '.join(EXPLAINERS)}; "
             f"{printable(advice)}, as students are explained in the same way"

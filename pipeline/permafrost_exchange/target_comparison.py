@@ -49,9 +49,9 @@ from permafrost_exchange.diagnosis import (
 from permafrost_exchange.ingest_shards import IngestShard
 from permafrost_exchange.map_forms import NAME_MAKER, NEGATIVE, MapForm
 from permafrost_exchange.other_inputs import (
+    CROP_FRACTIONS,
     OtherInput,
     center_cropped,
-    other_frames,
     other_sizes,
     other_values,
 )
@@ -226,15 +226,13 @@ class ComparePassport(SampleTask[tuple[Agreement, list[Cause], str]]):
                 f"format.explainer={self.explainer.kind}: the maps are {form.describe(NEGATIVE)}, but "
                 f"{self.explainer.kind} of {self.teacher.name} gives {theirs.describe('below 0')}"
             )
-            advice = f"{NAME_MAKER}, or the network with teacher="
-            cause = Cause("explainer", reason, advice, 0.0)
+            cause = Cause("explainer", reason, f"{NAME_MAKER}, or the network with teacher=", 0.0)
         if not reason and self.facts.frame == "unknown":
             reason = "format.frame=unknown"
         if reason or "map" not in columns:
             return cause, f"maps: not compared ({reason or 'the teacher explains other classes'})"
         cosines = np.concatenate(columns["map"])
-        tiny = np.finfo(np.float32).tiny
-        sizes = stored["map_scale"] / np.maximum(teacher["map_scale"], tiny)
+        sizes = stored["map_scale"] / np.maximum(teacher["map_scale"], np.finfo(np.float32).tiny)
         low, middle, high = np.quantile(sizes, (0.05, 0.5, 0.95))
         return None, (
             f"maps: cosine {np.median(cosines):.3f} (median), lowest {cosines.min():.3f} over {len(cosines)} records; "
@@ -450,7 +448,9 @@ class _Search:
 
     def _frames(self) -> Iterator[OtherInput]:
         """Iterate over parts of the image, with finer steps near the best of those that were tried."""
-        yield from other_frames(self.annotator)
+        yield from (
+            center_cropped(self.annotator, fraction) for fraction in (None, *CROP_FRACTIONS)
+        )
         for step in (0.01, 0.001):
             best = self._nearest()[1].annotator.crop_fraction or 1.0
             yield from (

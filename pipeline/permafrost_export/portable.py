@@ -390,11 +390,12 @@ def check_program(
         actual = torch.cat([run(batch) for batch in batches])
     difference = float((actual - expected).abs().max())
     limit = TOLERANCE * max(1.0, float(expected.abs().max()))
-    if not difference <= limit:
-        raise WrongProgramError(
-            f"the output of the {file_format} program differs by {difference:.2g} from the network's (at most "
-            f"{limit:.2g} is rounding), so it was not written; choose another of export.formats"
-        )
+    require(
+        difference <= limit,
+        f"the output of the {file_format} program differs by {difference:.2g} from the network's (at most "
+        f"{limit:.2g} is rounding), so it was not written; choose another of export.formats",
+        WrongProgramError,
+    )
     return difference
 
 

@@ -59,8 +59,7 @@ def find_packed_copies(preview: Preview) -> Iterator[Remark]:
         return
     store = preview.comparison.store
     packed = store.index.image_digests()
-    new = pa.array(list(sample.digests), packed.type)
-    is_there = pc.is_in(new, value_set=packed).to_pylist()
+    is_there = pc.is_in(pa.array(list(sample.digests), packed.type), value_set=packed).to_pylist()
     copies = {key for key, there in zip(sample.digests.values(), is_there, strict=True) if there}
     if (hashes := hashes_of(store)) is not None:
         keys, _, thumbnails = zip(*sample.thumbnails, strict=True)

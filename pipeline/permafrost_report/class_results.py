@@ -158,7 +158,9 @@ def class_section(
     networks = {shown_variant: variants[shown_variant]}
     if teacher_names[shown_variant] in teachers:
         networks[teacher_names[shown_variant]] = teachers[teacher_names[shown_variant]]
-    accuracies = {name: [_accuracies(counts)] for name, counts in teachers.items()} | of_variants
+    accuracies = {
+        name: [np.diagonal(_shares(counts))] for name, counts in teachers.items()
+    } | of_variants
     means = {name: np.mean(by_seed, axis=0) for name, by_seed in accuracies.items()}
     present = np.flatnonzero(~np.isnan(means[shown_variant]))
     places = present.tolist()
@@ -294,7 +296,7 @@ def _count(
             continue
         counts = _confusions(table, "predictions", size)
         variants[result.label] = variants.get(result.label, 0) + counts
-        accuracies.setdefault(result.label, []).append(_accuracies(counts))
+        accuracies.setdefault(result.label, []).append(np.diagonal(_shares(counts)))
         teacher = f"teacher {result.compared_pass}" if several else "teacher"
         teacher_names[result.label] = teacher
         if teacher not in teachers and not table["teacher_predictions"].null_count:
@@ -315,10 +317,6 @@ def _shares(counts: Counts) -> NDArray[np.float64]:
     """Fractions of the records of each class, nan for a class without records."""
     with np.errstate(invalid="ignore"):
         return np.asarray(counts / counts.sum(axis=1, keepdims=True))
-
-
-def _accuracies(counts: Counts) -> NDArray[np.float64]:
-    return np.diagonal(_shares(counts))
 
 
 def _cell(values: Sequence[float]) -> dict[str, Any] | None:

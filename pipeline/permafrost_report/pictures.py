@@ -149,8 +149,7 @@ def encode_picture(image: Image.Image) -> tuple[str, tuple[int, int]]:
     factor = 2 if max(image.size) <= _DOUBLED_PIXELS else 1
     size = (factor * image.width, factor * image.height)
     lossy = _webp(image.resize(size, Image.Resampling.NEAREST), quality=80)
-    is_smaller = len(lossy) < len(lossless)
-    return (_uri(lossy), size) if is_smaller else (_uri(lossless), image.size)
+    return (_uri(lossy), size) if len(lossy) < len(lossless) else (_uri(lossless), image.size)
 
 
 def _webp(image: Image.Image, **options: Any) -> bytes:

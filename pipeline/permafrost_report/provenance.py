@@ -130,8 +130,7 @@ def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str
     if moved := teacher.manifest.moved_features:
         facts["Variance that moved features miss"] = describe_moved_features(moved)
     if teacher.explainer is not None:
-        explained = teacher.manifest.explainer.get("target_classes")
-        facts["Maps"] = f"{teacher.explainer} of {explained}"
+        facts["Maps"] = f"{teacher.explainer} of {teacher.manifest.explainer.get('target_classes')}"
     facts |= {
         f"{subject}: {name}": text
         for subject, sheet in read_sheets(teacher.folder).items()

@@ -164,8 +164,11 @@ class _Headers(io.RawIOBase):
         self._file = file
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header has {size:,} bytes, more than {_MAX_HEADER_BYTES:,}")
+        require(
+            0 <= size <= _MAX_HEADER_BYTES,
+            f"a header has {size:,} bytes, more than {_MAX_HEADER_BYTES:,}",
+            tarfile.ReadError,
+        )
         return self._file.read(size) or b""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:

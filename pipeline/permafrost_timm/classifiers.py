@@ -365,8 +365,7 @@ def _probe_head(network: Any, to_native: Callable[[Tensor], Tensor]) -> tuple[He
 
 
 def _head_norm(network: nn.Module) -> nn.LayerNorm | None:
-    named = dict(network.named_modules())
-    norms = map(named.get, ("head.norm", "fc_norm"))
+    norms = map(dict(network.named_modules()).get, ("head.norm", "fc_norm"))
     return next((norm for norm in norms if isinstance(norm, nn.LayerNorm)), None)
 
 

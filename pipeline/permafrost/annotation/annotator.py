@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,12 +27,11 @@ from permafrost.annotation.outputs import (
     Framing,
     MapsOutput,
     OutputKind,
-    build_outputs,
 )
 from permafrost.annotation.stored_views import DrawnViews
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig
-from permafrost.config.store import PassOptions
+from permafrost.config.store import OUTPUTS, PassOptions
 from permafrost.core.batches import Rendering
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.progress import count_records
@@ -124,7 +124,10 @@ class TeacherAnnotator:
         options = teacher, classes, config.reads_head, self.settings.channels_last, config.compile
         network = task_context().keep("teacher", (*options, self.device), build)
         self.model = network.one_network
-        self.output_kinds = build_outputs(config, explainer)
+        self.output_kinds = [
+            resolve_name(OUTPUTS[name].implementation)(config, explainer) for name in config.outputs
+        ]
+        """One output for each of `annotate.outputs`, in that order."""
         self.folds = network if isinstance(network, FoldsClassifier) else None
         """Networks of which each record has its own, None for a single one, which is `model`."""
         if self.folds is not None:
@@ -170,7 +173,7 @@ class TeacherAnnotator:
         outputs: dict[float, ModelOutput] = {}
         specs = []
         for kind in self.output_kinds:
-            framing = _framing_of(kind)
+            framing = getattr(kind, "framing", Framing())
             for margin in (0.0, framing.margin):
                 if margin not in outputs:
                     outputs[margin] = self._forward(self._example(margin), self.output_kinds)
@@ -257,7 +260,7 @@ class TeacherAnnotator:
     def _annotate_frames(self, batch: FrameBatch, records: BatchInfo) -> EncodedFields:
         """Compute fields [n, *shape] of the canonical view, with one forward pass for each form of the images."""
         encoded: list[list[EncodedFields]] = [[] for _ in self.output_kinds]
-        framings = [_framing_of(kind) for kind in self.output_kinds]
+        framings = [getattr(kind, "framing", Framing()) for kind in self.output_kinds]
         for margin in dict.fromkeys(framing.margin for framing in framings):
             inputs = self.inputs_of(batch, margin)
             for is_mirrored in (False, True):
@@ -489,10 +492,6 @@ def in_memory(config: PassOptions, batch: int, work: Callable[[int], T]) -> T:
             if config.batch_size != "auto" or batch == 1:
                 raise
         batch //= 2
-
-
-def _framing_of(kind: OutputKind) -> Framing:
-    return getattr(kind, "framing", Framing())
 
 
 _LARGE = 2**20

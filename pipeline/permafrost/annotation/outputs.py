@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from permafrost.annotation.teacher_fields import (
     stage_fields,
 )
 from permafrost.config.explainers import ExplainerConfig
-from permafrost.config.store import OUTPUTS, PassOptions
+from permafrost.config.store import PassOptions
 from permafrost.core.errors import require
 from permafrost.core.records import FOLD, REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
 from permafrost.loading.transfer import copy_to
@@ -197,8 +196,7 @@ class MapsOutput(OutputKind):
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         example = torch.zeros(1, self.explainer.max_classes or 1, dtype=torch.int64)
-        maps = self._maps(model, output, example.to(output.logits.device))
-        shape = tuple(maps.shape[1:])
+        shape = tuple(self._maps(model, output, example.to(output.logits.device)).shape[1:])
         return [
             FieldSpec(
                 name="map",
@@ -443,14 +441,3 @@ class FoldOutput(OutputKind):
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
         folds = torch.from_numpy(self.networks.folds_of(records.keys)).int()
         return EncodedFields({FOLD: folds[:, None].to(output.logits.device)}, {})
-
-
-# ---- build -----------------------------------------------------------------------------------------
-
-
-def build_outputs(config: PassOptions, explainer: ExplainerConfig) -> list[OutputKind]:
-    """Build one output for each of `annotate.outputs`, in that order."""
-    return [
-        pkgutil.resolve_name(OUTPUTS[name].implementation)(config, explainer)
-        for name in config.outputs
-    ]

@@ -240,8 +240,7 @@ def request_passes(config: PrecomputeConfig, store: Store) -> PassRequest:
     """
     teacher = config.teacher
     assert not isinstance(teacher, NoModelConfig)
-    outputs = teacher.classes or len(Network(teacher, ()).own_classes)
-    known = store.manifest.classes_of(outputs)
+    known = store.manifest.classes_of(teacher.classes or len(Network(teacher, ()).own_classes))
     store = store.part(0, 1)
     # Those that the store had when as many were known as the teacher has outputs, at first by default.
     classes = max(store.manifest.classes, known, key=len)

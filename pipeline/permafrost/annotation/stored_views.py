@@ -222,7 +222,11 @@ class StoredViews:
         recipe = self.recipe
         if recipe.width:
             side = self.augment.side_of(store.size)
-            schedule = PixelSchedule(self.augment.operations, _seed_of(self.config, shard), side)
+            schedule = PixelSchedule(
+                self.augment.operations,
+                derive_seed(self.config.seed, "stored views", shard.name),
+                side,
+            )
             rows = [schedule.rows(view, 0, shard.records) for view in range(self.count)]
             drawn = replace(drawn, pixels=torch.stack(rows, dim=1)[covered].half())
         drawn = replace(drawn, recipe=recipe)
@@ -306,16 +310,14 @@ def read_arrays(
     return [values.numpy() for values in read_inputs(frames, views, size, 0, len(frames))]
 
 
-def _seed_of(config: ViewsConfig, shard: ShardEntry) -> int:
-    return derive_seed(config.seed, "stored views", shard.name)
-
-
 def draw_random(
     config: ViewsConfig, augment: AugmentOptions, store: Store, shard: ShardEntry
 ) -> Views:
     """Draw the views of all records of a shard from `augment.operations`, [n, V]."""
     records = SelectedRecords(store, store.rows_of_shard(store.shards.number_of(shard.name)))
-    schedule = schedule_views(records, augment, _seed_of(config, shard))
+    schedule = schedule_views(
+        records, augment, derive_seed(config.seed, "stored views", shard.name)
+    )
     sizes = records.sizes()
     drawn = [schedule.views(view, 0, sizes) for view in range(config.count)]
     frames = torch.eye(3).expand(len(sizes), 3, 3)

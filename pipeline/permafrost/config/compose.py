@@ -338,7 +338,7 @@ def _assign(verb: str, values: dict[str, Any], typed: _Typed) -> None:
     """Set the value of an argument. A mapping replaces an option's mapping, and is merged with a section's options."""
     node, hint_of_node, hint = _locate(values, typed.path)
     last = typed.path.rpartition(".")[2]
-    if not isinstance(node, dict) or not (last in node or _is_mapping(hint_of_node)):
+    if not isinstance(node, dict) or not (last in node or get_origin(hint_of_node) is dict):
         known = sorted(node) if isinstance(node, dict) else []
         close = suggest_argument(verb, typed.path, typed.text)
         among = f"; available options: {', '.join(known)}" if known else ""
@@ -369,16 +369,12 @@ def _hint_of(hint: Any, section: str, node: Any, name: str) -> Any:
     """
     if hint is None:
         options: Iterable[Option] = top_options().values()
-    elif _is_mapping(hint):
+    elif get_origin(hint) is dict:
         return get_args(hint)[1]
     else:
         cls = class_of(hint, section, node)
         options = () if cls is None else options_of(cls)
     return next((option.hint for option in options if option.name == name), Any)
-
-
-def _is_mapping(hint: Any) -> bool:
-    return get_origin(hint) is dict
 
 
 def _value_of(typed: _Typed, hint: Any) -> Any:
@@ -406,7 +402,7 @@ def _resolve(value: Any, hint: Any, name: str = "") -> Any:
         return _scalar(value, hint)
     if isinstance(value, dict):
         if (cls := class_of(hint, name, value)) is None:
-            member = get_args(hint)[1] if _is_mapping(hint) else Any
+            member = get_args(hint)[1] if get_origin(hint) is dict else Any
             return {key: _resolve(member_value, member) for key, member_value in value.items()}
         hints = {option.name: option.hint for option in options_of(cls)}
         return {

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from permafrost.core.errors import UserError
+from permafrost.core.errors import UserError, require
 
 
 class RanksDisagreeError(UserError, RuntimeError):
@@ -136,8 +136,11 @@ class DistributedContext:
             return
         everyones: list[Any] = [None] * self.world_size
         dist.all_gather_object(everyones, list(values))
-        if any(other != list(values) for other in everyones):
-            raise RanksDisagreeError(f"{message} (values by rank: {everyones})")
+        require(
+            all(other == list(values) for other in everyones),
+            f"{message} (values by rank: {everyones})",
+            RanksDisagreeError,
+        )
 
 
 def _completed(values: Tensor, devices: list[Any] | None) -> torch.futures.Future[Tensor]:

@@ -116,8 +116,7 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, numbers: Sequence[int]) -> di
         numbers: Values of k.
     """
     known = labels != NO_LABEL
-    order = logits[known].argsort(dim=1, descending=True, stable=True)
-    hits = order == labels[known, None]
+    hits = logits[known].argsort(dim=1, descending=True, stable=True) == labels[known, None]
     return {str(k): float(hits[:, :k].any(dim=1).double().mean()) for k in numbers}
 
 

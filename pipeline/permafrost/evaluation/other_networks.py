@@ -75,7 +75,7 @@ class Networks:
             ConfigError: If the run has no finished student.
             DamagedFileError: If the weights are not those that its training wrote.
         """
-        folder = _student_folder(run)
+        folder = RunFolder(run).path / "distill"
         require(
             SavedNetwork(folder).is_finished,
             f"{option}={run}: {folder} holds no finished student; run permafrost distill run={run}",
@@ -85,7 +85,9 @@ class Networks:
     def student(self, run: str) -> EvaluatedModel:
         """Load the student of another run. Call `check_student` first."""
         if run not in self._students:
-            model, trained = SavedNetwork(_student_folder(run)).load(self.store.manifest.classes)
+            model, trained = SavedNetwork(RunFolder(run).path / "distill").load(
+                self.store.manifest.classes
+            )
             device = resolve_device("evaluate.device", self.config.evaluate.device)
             self._students[run] = EvaluatedModel(
                 network=model.to(device), input_size=trained.input_size
@@ -137,8 +139,8 @@ def check_made_pass(teacher: ModelConfig, store: Store, passes: Sequence[Teacher
         # Evaluators run in float32, independent of the pass.
         require(
             name == "dtype" or sha256_json(entry.get(name)) == sha256_json(value),
-            f"teacher= is not the network that made {passes[0].name}: its {name} is {_short(value)}, that of the "
-            f"pass is {_short(entry.get(name))}; correct teacher= and teacher.weights=, or choose the pass with "
+            f"teacher= is not the network that made {passes[0].name}: its {name} is {str(value)[:160]}, that of the "
+            f"pass is {str(entry.get(name))[:160]}; correct teacher= and teacher.weights=, or choose the pass with "
             "store.teacher=",
             StoreMismatchError,
         )
@@ -191,11 +193,3 @@ def passes_of_teacher(
 def _name_network(config: EvaluateConfig) -> ModelConfig | None:
     teacher = config.teacher
     return None if isinstance(teacher, NoModelConfig) or teacher.weights is None else teacher
-
-
-def _student_folder(run: str) -> Path:
-    return RunFolder(run).path / "distill"
-
-
-def _short(value: object) -> str:
-    return str(value)[:160]

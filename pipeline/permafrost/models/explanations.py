@@ -69,8 +69,7 @@ def target_classes(
 
 
 def _all_gt(config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
-    is_label = multi_hot(labels, logits.shape[1]) > 0
-    scores = logits.masked_fill(~is_label, -torch.inf)
+    scores = logits.masked_fill(multi_hot(labels, logits.shape[1]) <= 0, -torch.inf)
     highest, classes = scores.sort(dim=1, descending=True, stable=True)
     return classes.masked_fill(highest == -torch.inf, NO_CLASS)[:, : config.max_classes]
 

@@ -618,8 +618,7 @@ def unwrapped(network: nn.Module, layer: str) -> tuple[nn.Module, str]:
 
 def _examples_like(images: Tensor) -> Tensor:
     """Return two images [2, 3, H, W] of random pixels."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(2, *images.shape[1:], generator=generator).to(images)
+    return torch.rand(2, *images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images)
 
 
 def logits_in(returned: Any) -> Any:

@@ -175,8 +175,7 @@ def _places_of(values: pa.LargeBinaryArray, offset: int) -> NDArray[Any]:
     offsets = np.frombuffer(values.buffers()[1], np.int64)
     ends = offsets[values.offset : values.offset + len(values) + 1]
     places["offset"] = ends[:-1] - (ends[0] if len(ends) else 0) + offset
-    valid = values.is_valid().to_numpy(zero_copy_only=False)
-    places["size"] = np.where(valid, np.diff(ends), -1)
+    places["size"] = np.where(values.is_valid().to_numpy(zero_copy_only=False), np.diff(ends), -1)
     places["crc32c"] = [
         _checksum(memoryview(cell.as_buffer()) if cell.is_valid else None) for cell in values
     ]

@@ -232,8 +232,7 @@ class ImageSample:
         self.photographs += sample.photographs
         self.counts.update(sample.counts)
         for topic, texts in sample.notes.items():
-            noted = (self.notes[topic] | texts).items()
-            self.notes[topic] = dict(islice(noted, _NAMED_FILES))
+            self.notes[topic] = dict(islice((self.notes[topic] | texts).items(), _NAMED_FILES))
 
     @property
     def typical_largest(self) -> int:
@@ -268,8 +267,7 @@ class ImageSample:
                 else f"{middle} (median), widths {low} to {high}, heights {least} to {most}",
                 source=read,
             )
-            proportions = sides[:, 0] / sides[:, 1]
-            narrow, typical, wide = np.percentile(proportions, (5, 50, 95))
+            narrow, typical, wide = np.percentile(sides[:, 0] / sides[:, 1], (5, 50, 95))
             spread = "" if narrow == wide else f" (median), 5 to 95 %: {narrow:.3g} to {wide:.3g}"
             yield Fact(
                 name="proportions", value=f"{typical:.3g}{spread}, width / height", source=read

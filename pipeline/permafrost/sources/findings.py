@@ -50,8 +50,7 @@ def add_findings(preview: Preview) -> Preview:
             if level == "error" and name in accepted and name != _DAMAGED:
                 level = "warning"
             findings.append(Finding(name=name, level=level, message=message))
-    levels = ("error", "warning", "note")
-    findings.sort(key=lambda finding: levels.index(finding.level))
+    findings.sort(key=lambda finding: ("error", "warning", "note").index(finding.level))
     return replace(preview, findings=tuple(findings), measured=tuple(facts))
 
 

@@ -407,8 +407,11 @@ def _mask_values(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode in ("LA", "RGB", "RGBA"):
         colors = pixels[:, :, :1] if image.mode == "LA" else pixels[:, :, :3]
         pixels = pixels[:, :, 0]
-        if (colors != pixels[:, :, None]).any():
-            raise ValueError("it has colors; save it with one channel")
+        require(
+            bool((colors == pixels[:, :, None]).all()),
+            "it has colors; save it with one channel",
+            ValueError,
+        )
     values = pixels.astype(np.uint8)
     if pixels.ndim != 2 or (values != pixels).any():
         raise ValueError(f"its values ({image.mode}) do not fit into one byte per pixel")

@@ -92,7 +92,6 @@ from permafrost.sources.splits import (
 from permafrost.sources.table_files import (
     ListedRow,
     column_names,
-    is_all_digits,
     iter_distinct,
     read_rows,
     readable,
@@ -659,7 +658,9 @@ def _check_class_text(row: ListedRow, column: str, text: str, *, is_named: bool)
     if len(text) > _MAX_CLASS_CHARACTERS:
         raise row.error(column, f"{text[:20]}... has {len(text)} characters, too many for a class")
     number = to_number(text)
-    if is_all_digits(text) and (number is None or (number >= MAX_CLASSES and not is_named)):
+    if re.fullmatch(r"[+-]?[0-9]+(\.0*)?", text) and (
+        number is None or (number >= MAX_CLASSES and not is_named)
+    ):
         raise row.error(
             column,
             f"label {text} is not below {MAX_CLASSES:,}; correct it, or list the classes in a file "

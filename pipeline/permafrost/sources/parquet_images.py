@@ -96,8 +96,7 @@ class ParquetImages:
                 f"{self.copy.path}, row {row + 1}, column {self.copy.column}: has no bytes; an image that is a file of "
                 "its own is named by a column of paths"
             )
-        suffix = picture_suffix(bytes(data[:16])) or "bin"
-        return self.copy.path.name, (row, len(data), suffix)
+        return self.copy.path.name, (row, len(data), picture_suffix(bytes(data[:16])) or "bin")
 
     def read(self, row: int, size: int) -> bytes:
         """Return the bytes of an image.

@@ -183,11 +183,6 @@ def tally_unknown(tally: Tally, value: Any, row: str, column: str) -> None:
     tally.add(topic, text or "empty", f"{row}, column {column}")
 
 
-def is_all_digits(text: str) -> bool:
-    """Return whether a text looks like a whole number, with any number of digits."""
-    return re.fullmatch(r"[+-]?[0-9]+(\.0*)?", text) is not None
-
-
 def read_rows(path: Path, columns: dict[str, str]) -> Iterator[ListedRow]:
     """Yield the rows of a CSV or Parquet file with the wanted columns only.
 

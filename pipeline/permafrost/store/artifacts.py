@@ -100,7 +100,7 @@ class Artifact:
     def _save_alone(self, tensors: Mapping[str, Tensor], description: dict[str, Any]) -> None:
         from safetensors.torch import save
 
-        name = _file_name(self.kind)
+        name = f"{self.kind}.safetensors"
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
         file_at(self.folder).make_folder()
         try:
@@ -143,10 +143,13 @@ def load_artifact(folder: RootedPath, made_by: str) -> tuple[ArtifactManifest, d
 
     manifest = read_manifest(ArtifactManifest, folder, made_by, ARTIFACT_SCHEMA)
     repair = f"delete its folder and run {made_by}"
-    name = _file_name(manifest.kind)
+    name = f"{manifest.kind}.safetensors"
     path = folder / name
-    if not file_at(path).is_file():
-        raise ManifestError(f"{path} does not exist, but its manifest does; {repair}")
+    require(
+        file_at(path).is_file(),
+        f"{path} does not exist, but its manifest does; {repair}",
+        ManifestError,
+    )
     content = file_at(path).read()
     digest, claimed = hashlib.sha256(content).hexdigest(), manifest.files.get(name, "")
     require(
@@ -155,7 +158,3 @@ def load_artifact(folder: RootedPath, made_by: str) -> tuple[ArtifactManifest, d
         ManifestError,
     )
     return manifest, load(content)
-
-
-def _file_name(kind: str) -> str:
-    return f"{kind}.safetensors"

@@ -195,8 +195,11 @@ def read_entry(
 
 
 def entry_of(shard: StoredShard, path: str) -> FileEntry:
-    if path not in shard.files:
-        raise ManifestError(f"the manifest lists no file {path} of shard {shard.name}; {REPAIR}")
+    require(
+        path in shard.files,
+        f"the manifest lists no file {path} of shard {shard.name}; {REPAIR}",
+        ManifestError,
+    )
     return shard.files[path]
 
 

@@ -147,8 +147,9 @@ def open_image(data: bytes) -> Image.Image:
     """
     formats: tuple[str, ...] = FORMATS
     if picture_suffix(data[:16]) == "heic":
-        if not decodes_heif():
-            raise ImageError("it is HEIC, which needs a decoder: pip install pillow-heif")
+        require(
+            decodes_heif(), "it is HEIC, which needs a decoder: pip install pillow-heif", ImageError
+        )
         formats = ("HEIF",)
     if data.startswith(_JPEG):
         _require_few_scans(data)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from permafrost.core.digests import SHORT, canonical_json, sha256_json
-from permafrost.core.errors import shorten
+from permafrost.core.errors import require, shorten
 from permafrost.core.json_entries import (
     EntryError,
     from_dict,
@@ -60,7 +60,6 @@ MAX_RECORD_BYTES = 2**28
 _MAX_MANIFEST_BYTES = 2**24
 _MAX_BRACKETS = 100_000
 """Largest number of lists and mappings in a manifest; empty ones take the most memory for a byte of text."""
-_DTYPE_BYTES = {"float16": 2, "float32": 4, "int8": 1, "uint16": 2, "int32": 4}
 M = TypeVar("M")
 D = TypeVar("D", bound="DataclassInstance")
 
@@ -430,7 +429,7 @@ def describe_excess(fields: Sequence[FieldSpec], num_views: int) -> str | None:
     """
     total = 0
     for spec in fields:
-        size = math.prod(spec.shape) * _DTYPE_BYTES[spec.dtype]
+        size = math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
         total += num_views * size
         if size > MAX_FIELD_BYTES:
             return f"field {spec.name} has {size:,} bytes per record, more than {MAX_FIELD_BYTES:,}"
@@ -592,8 +591,7 @@ def _others_like(path: RootedPath) -> str:
         folders_with(folder, MANIFEST_NAME),
         folders_with(folder.parent, MANIFEST_NAME),
     )
-    close = difflib.get_close_matches(str(folder), neighbors, n=1)
-    shown = inside or close or neighbors
+    shown = inside or difflib.get_close_matches(str(folder), neighbors, n=1) or neighbors
     return f", or name a store that exists: {shorten(shown, 5)}" if shown else ""
 
 
@@ -616,8 +614,11 @@ def read_checked(
         raise ManifestError(
             f"{path} does not exist; run {made_by} to create or finish it{_others_like(path)}"
         ) from None
-    if raw.count(b"[") + raw.count(b"{") > _MAX_BRACKETS:
-        raise ManifestError(f"{path} has more than {_MAX_BRACKETS:,} lists and mappings; {REWRITE}")
+    require(
+        raw.count(b"[") + raw.count(b"{") <= _MAX_BRACKETS,
+        f"{path} has more than {_MAX_BRACKETS:,} lists and mappings; {REWRITE}",
+        ManifestError,
+    )
     try:
         values = check_json(raw)
     except DigestError as error:

@@ -80,8 +80,7 @@ def plan_repair(
         "were packed; restore the shards from a copy, or pack the data into another store.path",
     )
     parts = store.manifest.packed_parts()
-    ends = np.cumsum([part.shards for part in parts])
-    number = int(np.searchsorted(ends, lost[0], side="right"))
+    number = int(np.searchsorted(np.cumsum([part.shards for part in parts]), lost[0], "right"))
     dataset = parts[number].dataset
     tag = f"{dataset.fingerprint[:8]}-" if number else ""
     shards = shards_of_rows(store, listing, comparison.rows[number], plans, tag)

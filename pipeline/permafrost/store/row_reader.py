@@ -16,6 +16,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from permafrost.core.errors import require
 from permafrost.storage.files import file_at, open_size, read_at
 from permafrost.storage.local_files import read_error
 from permafrost.storage.rooted_paths import RootedPath
@@ -99,10 +100,11 @@ class InnerChunkRows:
             ManifestError: If the file is missing or has another size.
         """
         self.path, self._entry, self._checksums = path, entry, checksums
-        if checksums.shape != (shape[0], shape[1] // inner[1]):
-            raise ManifestError(
-                f"{path} has no checksums of its chunks in the commit marker; {REPAIR}"
-            )
+        require(
+            checksums.shape == (shape[0], shape[1] // inner[1]),
+            f"{path} has no checksums of its chunks in the commit marker; {REPAIR}",
+            ManifestError,
+        )
         try:
             with self._open() as file:
                 size = open_size(file)

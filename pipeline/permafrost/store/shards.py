@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from permafrost.core.errors import require
 from permafrost.core.json_entries import EntryError, require_digest, require_entry, require_inside
 from permafrost.storage.rooted_paths import AnyPath, RootedPath, is_absolute, user_path
 from permafrost.store.arrow_files import read_table, table_schema
@@ -194,8 +195,11 @@ class NamedShards(TableFile[T]):
         return str(self.table["marker_sha256"][number].as_py().hex())
 
     def _check(self, table: pa.Table) -> None:
-        if pc.count_distinct(table["name"]).as_py() < table.num_rows:
-            raise ManifestError(f"{self.path} has two shards with the same name")
+        require(
+            pc.count_distinct(table["name"]).as_py() == table.num_rows,
+            f"{self.path} has two shards with the same name",
+            ManifestError,
+        )
 
 
 class ShardTable(NamedShards[ShardEntry]):
@@ -221,8 +225,11 @@ class ShardTable(NamedShards[ShardEntry]):
     def starts(self) -> NDArray[np.int64]:
         """Row of the index at which each shard begins, and the number of all rows: [shards + 1]."""
         counts = self.table["records"].to_numpy()
-        if (counts < 0).any():
-            raise ManifestError(f"{self.path} has a shard with a negative number of records")
+        require(
+            bool((counts >= 0).all()),
+            f"{self.path} has a shard with a negative number of records",
+            ManifestError,
+        )
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     @cached_property

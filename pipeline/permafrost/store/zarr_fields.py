@@ -72,10 +72,9 @@ class ZarrFields(PassFields):
         files = {}
         for path, metadata in self._shared_contents().items():
             data = json.dumps(metadata, indent=2).encode()
-            if file_at(self.folder / path).is_file() and _read_metadata(self.folder / path) == data:
-                files[path] = file_at(self.folder / path).sha256()
-            else:
-                files[path] = file_at(self.folder / path).write(data)
+            file = file_at(self.folder / path)
+            is_written = file.is_file() and file.read(_MAX_METADATA_BYTES) == data
+            files[path] = file.sha256() if is_written else file.write(data)
         return files
 
     def shared_files(self) -> list[str]:
@@ -356,14 +355,10 @@ def _codecs(spec: FieldSpec) -> list[dict[str, Any]]:
     return [*codecs, {"name": "crc32c"}]
 
 
-def _read_metadata(path: RootedPath) -> bytes:
-    return file_at(path).read(_MAX_METADATA_BYTES)
-
-
 def _check_metadata(path: RootedPath, expected: dict[str, Any]) -> None:
     """Raise ManifestError unless a zarr.json has the expected entries."""
     try:
-        metadata = json.loads(_read_metadata(path))
+        metadata = json.loads(file_at(path).read(_MAX_METADATA_BYTES))
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing; {REPAIR}") from None
     except (ValueError, RecursionError) as error:

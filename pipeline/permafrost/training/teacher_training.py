@@ -299,9 +299,11 @@ def draw_folds(index: RecordIndex, split: str, folds: int, seed: int) -> NDArray
         np.bitwise_xor.at(of_groups, members, digests)
         digests = np.where(groups == NO_GROUP, digests, of_groups[members])
     positions = digests / 2.0**64
-    labels = np.zeros(len(numbers), np.int64)
-    if not index.has_many_labels:
-        labels = index.values("label", numbers).astype(np.int64)
+    labels = (
+        np.zeros(len(numbers), np.int64)
+        if index.has_many_labels
+        else index.values("label", numbers).astype(np.int64)
+    )
     drawn = np.full(len(numbers), folds - 1, np.uint8)
     left = np.arange(len(numbers))
     for fold in range(folds - 1):

@@ -456,9 +456,11 @@ class PrecomputePlan(Plan):
         if annotation is None:
             return replace(result, next=commands.after_packing(options.run))
         done = packed + annotation.forward_passes
-        trained_on = store.open_pass(annotation.canonical)
-        if options.views.kind != "canonical":
-            trained_on = store.open_pass(list(annotation.passes)[-1], stored_views=True)
+        trained_on = (
+            store.open_pass(annotation.canonical)
+            if options.views.kind == "canonical"
+            else store.open_pass(list(annotation.passes)[-1], stored_views=True)
+        )
         many = store.manifest.multi_label
         return replace(
             result,
