@@ -1,4 +1,4 @@
-"""Composition of words, experiments and defaults: recorded values, and what each form of a word means."""
+"""Composition of words, experiments and defaults: recorded values, what each form of a word means, and the identity."""
 
 import dataclasses
 import json
@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from permafrost.config.builder import to_plain_dict
 from permafrost.config.compose import compose
+from permafrost.config.distillation import DistillConfig
 from permafrost.config.sections import GROUPS, group_members
 from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import ConfigError
 from permafrost.core.yaml_text import YamlError, dump_yaml, parse_yaml, read_values
+from permafrost.runs.folder import identity, save_options
+from permafrost.runs.mirrors import RUNS
+from permafrost.storage.signed_files import read_yaml
 from tests.config import compositions
 from tests.config.compositions import changes, record_of
 from tests.support.composition import config_of
@@ -262,3 +267,35 @@ def test_every_option_of_a_section_of_files_is_one_of_each_of_its_members(sectio
     names = {field.name for field in dataclasses.fields(GROUPS[section])}
     for member in group_members(section):
         assert compose("distill", [f"{section}={member}"])[section].keys() == names
+
+
+def test_an_identity_has_every_option_that_changes_results_also_at_its_default():
+    config = config_of("distill", "store.teacher=[first]")
+    values = to_plain_dict(config)
+
+    found = identity(values | {"inputs": {"store": "fingerprint"}}, DistillConfig)
+
+    assert set(found) == {*values, "inputs"} - {"cluster", "curve", "logger", "command"}
+    assert found["store"] == {}
+    (operation,) = values["augment"]["operations"][:1]
+    assert set(operation) - set(found["augment"]["operations"][0]) == {"padding_mode"}
+    assert values["augment"].keys() - found["augment"].keys() == {"mix"}  # after files without it
+    assert set(values["student"]) - set(found["student"]) == {"weights", "weights_key", "sha256"}
+    assert "epochs" in found["trainer"]
+    assert "log_every_steps" not in found["trainer"]
+
+
+def test_a_repeated_call_keeps_its_first_words_and_each_call_of_precompute_its_own_file():
+    for verb in ("precompute", "sweep"):
+        path = RUNS / "one" / f"{verb}.yaml"
+        save_options(path, {"run": "one", "seed": 0}, [verb, "run=one"])
+        save_options(path, {"run": "one", "seed": 0}, [verb, "seed=0", "run=one"])
+        assert read_yaml(path, "")["command"] == [verb, "run=one"]
+
+        save_options(path, {"run": "one", "seed": 1}, [verb, "seed=1"])
+
+    assert sorted(path.name for path in (RUNS / "one").iterdir()) == [
+        "precompute-2.yaml", "precompute.yaml", "sweep.yaml",
+    ]  # fmt: skip
+    assert read_yaml(RUNS / "one/precompute.yaml", "")["command"] == ["precompute", "run=one"]
+    assert read_yaml(RUNS / "one/sweep.yaml", "")["command"] == ["sweep", "seed=1"]

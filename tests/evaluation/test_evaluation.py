@@ -11,9 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from permafrost.config.builder import to_plain_dict
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.explainers import EXPLAINERS, ExplainerConfig, GradCamConfig
 from permafrost.config.methods import E2KDConfig
+from permafrost.config.store import StoreOptions
+from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import NO_GROUP, NO_LABEL
 from permafrost.evaluation.evaluate import evaluate_student
@@ -37,14 +40,22 @@ from permafrost.evaluation.metrics import (
     upsample,
 )
 from permafrost.evaluation.per_label import many_label_scores
+from permafrost.evaluation.results import (
+    add_result,
+    evaluator_options,
+    keep_options,
+    missing_evaluators,
+)
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images
 from permafrost.loading.regions import box_regions
 from permafrost.losses.base import build_loss
 from permafrost.models.explanations import explainer_named, gradcam
 from permafrost.models.providers import build_model, freeze
+from permafrost.runs.folder import CONFIG_NAME, save_config
 from permafrost.training.state import Training
 from permafrost.training.step import batch_loss
+from permafrost_papers.interpretability.options import GradientAlignmentOptions
 from tests.support.runs import evaluation_of
 from tests.support.verbs import precompute
 
@@ -516,3 +527,43 @@ def test_a_pass_of_an_explainer_that_is_not_installed_is_not_compared(own, monke
 
     result = evaluate_student(evaluation_of(own, ["accuracy"], against=name))
     assert "agreement" in result.splits["test"]
+
+
+NAME = "gradient_alignment"
+
+
+def config_of(**options):
+    return EvaluateConfig(
+        store=StoreOptions(path="store"),
+        evaluate=EvaluateOptions(added={"gradient_alignment": GradientAlignmentOptions(**options)}),
+        evaluators=("accuracy", NAME),
+    )
+
+
+def test_results_of_other_options_are_refused(tmp_path):
+    options = evaluator_options(NAME, config_of(records=16))
+    add_result(
+        tmp_path, NAME, {"test": {"score": 1.0}}, options=options, files={}, records={"test": 5}
+    )
+
+    with pytest.raises(ConfigError, match=r"records=16, but this one has .*delete .* again"):
+        missing_evaluators(tmp_path, config_of())
+
+
+def test_an_option_that_a_later_command_does_not_name_keeps_its_value(tmp_path, caplog):
+    first = config_of(records=16)
+    first = replace(first, evaluate=replace(first.evaluate, region="masks", batch_size=32))
+    save_config(tmp_path / CONFIG_NAME, to_plain_dict(first.shared) | {"inputs": {}})
+    options = evaluator_options(NAME, first)
+    add_result(tmp_path, NAME, {"test": {}}, options=options, files={}, records={"test": 5})
+    caplog.set_level("INFO")
+
+    later = replace(config_of(), command=("evaluate", "evaluate.batch_size=256"))
+    kept = keep_options(later, tmp_path)
+
+    assert kept.evaluate.region == "masks"
+    assert kept.evaluate.of(GradientAlignmentOptions).records == 16
+    assert kept.evaluate.batch_size == 256  # which the command names
+    assert missing_evaluators(tmp_path, kept) == ("accuracy",)
+    assert "evaluate.region=masks" in caplog.text
+    assert keep_options(later, tmp_path / "elsewhere") is later

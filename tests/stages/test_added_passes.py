@@ -1,4 +1,4 @@
-"""Passes that are added to a store which runs have read: what exists stays, and what was begun is finished."""
+"""Passes that are added to a finished store: what exists stays, what was begun is finished, names and classes fit."""
 
 import json
 import re
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from permafrost.config.augment import RandomViewsConfig
+from permafrost.config.data import NoDataConfig
 from permafrost.config.methods import KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import PassOptions
@@ -397,3 +398,27 @@ def test_a_removed_pass_leaves_a_sound_store(one_pass):
     distill.run(with_teacher(distill_config(one_pass), left[0]))
     with pytest.raises(StoreMismatchError, match=re.escape(left[0])):
         store.open_passes((removed,))
+
+
+def test_a_finished_store_takes_a_named_pass_without_its_data(tmp_path, tiny_teacher):
+    store = tmp_path / "store"
+    precompute.run(precompute_config(store))
+    weights = shutil.copy(tiny_teacher.weights, tmp_path / "w.safetensors")
+    config = precompute_config(
+        store, replace(tiny_teacher, weights=str(weights)), data=NoDataConfig()
+    )
+    named = replace(config, annotate=replace(config.annotate, name="guided"))
+
+    assert precompute.run(named).teacher_records == 72
+    again = precompute.run(config)  # without the name, which is no part of the identity
+
+    assert again.teacher_records == 0
+    assert Store(str(store)).open_pass("guided").manifest.made_with["weights"] == "w.safetensors"
+
+
+def test_without_data_a_store_must_be_finished(tmp_path, tiny_teacher):
+    config = precompute_config(tmp_path / "store", tiny_teacher, data=NoDataConfig())
+
+    with pytest.raises(ConfigError, match=r"holds no finished store; name the data .*data="):
+        precompute.run(config)
+    assert not (tmp_path / "store").exists()

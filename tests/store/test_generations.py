@@ -22,9 +22,11 @@ from PIL import Image
 from permafrost.annotation.feature_projections import ChannelMoments
 from permafrost.annotation.teacher_pass import plan_passes
 from permafrost.config.augment import AugmentOptions, OperationConfig, RandomViewsConfig
+from permafrost.config.compose import compose
 from permafrost.config.data import ImageFolderDataConfig
 from permafrost.config.models import NoModelConfig
 from permafrost.config.store import PassOptions, SubsetOptions
+from permafrost.config.verbs import build_verb_config
 from permafrost.core.errors import UserError
 from permafrost.loading import transfer
 from permafrost.loading.dataset import StoreDataset
@@ -35,6 +37,7 @@ from permafrost.storage import bucket_files, buckets, lock
 from permafrost.storage.rooted_paths import rooted
 from permafrost.store import commit
 from permafrost.store.commit import ORIGIN_NAME
+from permafrost.store.entries import StoreMismatchError
 from permafrost.store.index_writer import is_table
 from permafrost.store.projections import write_projection
 from permafrost.store.reader import Store
@@ -43,11 +46,13 @@ from permafrost.verbs.precompute import plan_precompute
 from tests.support.buckets import contents, files_below, memory_buckets, stop_after
 from tests.support.crashes import stop_everywhere
 from tests.support.growing import TEACHER, Pictures, growing_options
+from tests.support.images import write_tar
 from tests.support.kills import Killed, killed_at
 from tests.support.paths import ROOT
 from tests.support.processes import wait_until
 from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of
 from tests.support.stores import Frozen
+from tests.support.tars import samples
 from tests.support.trees import tree_bytes
 from tests.support.verbs import distill, precompute
 
@@ -636,3 +641,60 @@ def test_windows_of_small_shards_have_the_records_of_full_ones(least):
     assert (len(windows) == 14) == (least == 0)
     for first in (1, 100, 1777):
         np.testing.assert_array_equal(np.concatenate(list(order.windows(1, first))), whole[first:])
+
+
+RANDOM_TEACHER = ("teacher=cifar", "teacher.name=resnet8", "teacher.weights=random")
+
+
+@pytest.fixture
+def tars(tmp_path):
+    """Tars of twelve images whose labels are numbers from 0 to 2."""
+    return write_tar(tmp_path / "tars/train-000000.tar", samples(12)).parent
+
+
+def run(tars, *words):
+    options = ["data=webdataset", f"data.path={tars}", f"store.path={tars.parent / 'store'}"]
+    words = [*options, "executor=serial", "store.image_size=16", *words]
+    return precompute.run(build_verb_config("precompute", compose("precompute", words)))
+
+
+def list_of(tars, *names):
+    path = tars.parent / "classes.txt"
+    path.write_text("".join(f"{name}\n" for name in names))
+    return f"data.classes={path}"
+
+
+def test_names_come_later_and_nothing_else_changes(tars):
+    run(tars, *RANDOM_TEACHER)
+    store = Store(tars.parent / "store")
+    assert store.manifest.classes == ("0", "1", "2")
+    before = tree_bytes(store.path)
+
+    run(tars, *RANDOM_TEACHER, list_of(tars, "cat", "dog", "eel"))
+
+    after = tree_bytes(store.path)
+    assert {name for name in after if after[name] != before.get(name)} == {"manifest.json"}
+    named = Store(store.path)
+    assert named.manifest.classes == ("cat", "dog", "eel")
+    assert named.manifest.fingerprint == store.manifest.fingerprint
+    assert list(verify_store(named.path)) == []
+    assert len(named.pass_folders()) == 1  # the teacher has not run again
+
+    run(tars, *RANDOM_TEACHER)  # without the list: the names stay
+    assert Store(store.path).manifest.classes == ("cat", "dog", "eel")
+
+
+@pytest.mark.parametrize("names", [("cat", "dog"), ("cat", "dog", "eel", "fox")])
+def test_another_number_of_names_is_refused(tars, names):
+    run(tars, "teacher=none")
+
+    with pytest.raises((StoreMismatchError, ValueError)):
+        run(tars, "teacher=none", list_of(tars, *names))
+    assert Store(tars.parent / "store").manifest.classes == ("0", "1", "2")
+
+
+def test_names_are_not_exchanged_for_others(tars):
+    run(tars, "teacher=none", list_of(tars, "cat", "dog", "eel"))
+
+    with pytest.raises(StoreMismatchError, match="contains 3 classes"):
+        run(tars, "teacher=none", list_of(tars, "eel", "dog", "cat"))
