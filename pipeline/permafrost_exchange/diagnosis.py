@@ -42,7 +42,6 @@ _MIN_ROWS = 16
 """Number of rows below which a permutation of classes could fit by chance."""
 _MIN_CENTERED = 8
 """Number of rows below which their mean says nothing."""
-_MAX_TEMPERATURE = 50.0
 _SHOWN = 3
 
 
@@ -174,7 +173,7 @@ def find_cause_of_outputs(
 
 def fit_temperature(logits: NDArray[Any], stored: StoredOutputs) -> tuple[float, float]:
     """Find the factor of the temperature at which the teacher is closest, and its mean divergence there."""
-    end = np.log(_MAX_TEMPERATURE)
+    end = np.log(50.0)
     result = minimize_scalar(
         lambda logarithm: stored.divergence(logits / np.exp(logarithm)).mean(),
         bounds=(-end, end),

@@ -66,12 +66,14 @@ def other_sizes(annotator: TeacherAnnotator) -> Iterator[OtherInput]:
     """Iterate over sizes of the teacher's input, with both interpolations."""
     height = annotator.input_size[0]
     sides = [side for side in {height, *_SIDES} if height / 2 <= side <= 2 * height]
-    for side, interpolation in product(sorted(sides), _INTERPOLATIONS):
-        yield OtherInput(
+    yield from (
+        OtherInput(
             annotator.with_changes(input_size=(side, side), interpolation=interpolation),
             f"they are those of inputs of {side} pixels, {interpolation}",
             f"set teacher.input_size={side} teacher.interpolation={interpolation}",
         )
+        for side, interpolation in product(sorted(sides), _INTERPOLATIONS)
+    )
 
 
 def other_values(annotator: TeacherAnnotator) -> Iterator[OtherInput]:
@@ -100,13 +102,15 @@ def other_values(annotator: TeacherAnnotator) -> Iterator[OtherInput]:
         )
     height = annotator.input_size[0]
     sides = [side for side in _SIDES if side != height and height / 4 <= side <= 8 * height]
-    for side, mode, antialias in product(sides, _INTERPOLATIONS, (True, False)):
-        yield OtherInput(
+    yield from (
+        OtherInput(
             annotator,
             f"they are those of images that were resized to {side} pixels before ({mode}"
             f"{', with' if antialias else ', without'} antialiasing)",
             change=partial(_resized, side=side, mode=mode, antialias=antialias),
         )
+        for side, mode, antialias in product(sides, _INTERPOLATIONS, (True, False))
+    )
 
 
 def _numbers(values: Sequence[float]) -> str:

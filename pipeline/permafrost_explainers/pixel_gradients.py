@@ -68,8 +68,7 @@ def smoothgrad(
         noise_seed: Seed of the noise, which all images share, so that a map does not depend on its batch.
     """
     generator = torch.Generator().manual_seed(noise_seed)
-    shape = (samples, *images.shape[1:])
-    drawn = (noise * torch.randn(shape, generator=generator)).to(images)
+    drawn = (noise * torch.randn(samples, *images.shape[1:], generator=generator)).to(images)
     parts = (input_gradients(model, images + each, target_class) for each in drawn)
     return _sum_colors(reduce(torch.add, parts) / samples)
 

@@ -47,7 +47,6 @@ _SPLIT_OR_IMAGES = re.compile(
 _NAMED_SPLITS = 10
 _NAMED_FILES = 50
 """Largest number of damaged files that are named."""
-_DESCRIBED_ITEMS = 8
 
 
 def _inner_folders(
@@ -320,7 +319,7 @@ def _in_folder(folder: str) -> str:
 
 def describe_items(items: Mapping[str, tuple[int, str]]) -> str:
     """Describe the most frequent items of a topic in one line, each with its count and its example."""
-    most = sorted(items.items(), key=lambda item: (-item[1][0], item[0]))[:_DESCRIBED_ITEMS]
+    most = sorted(items.items(), key=lambda item: (-item[1][0], item[0]))[:8]
     described = [
         f"{count:,} {quote(item)[1:-1]} ({quote(example)[1:-1]})" for item, (count, example) in most
     ]

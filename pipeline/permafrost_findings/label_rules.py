@@ -92,12 +92,14 @@ def find_numbered_folders(preview: Preview) -> Iterator[Remark]:
     if not (is_of_folders or preview.source == "webdataset") or preview.data_classes is not None:
         return
     names = preview.classes
-    for name, absent in absent_parts(names) if is_of_folders else ():
-        yield (
+    yield from (
+        (
             "note",
             f"class folders are numbered, but {quote(name)} is absent ({absent:,} in total), so that labels of those "
             "after it are smaller than their numbers; data.classes=<file> with all names would keep a class for it",
         )
+        for name, absent in (absent_parts(names) if is_of_folders else ())
+    )
     if not names or any(to_number(name) is None for name in names):
         return
     odd = [name for name in names if str(to_number(name)) != name and not has_leading_zero(name)]
@@ -270,13 +272,15 @@ def _labels_of_nothing(preview: Preview) -> dict[str, int]:
 
 def find_labels_of_nothing(preview: Preview) -> Iterator[Remark]:
     """Find labels such as "No Finding" that stand alone where other labels stand together."""
-    for name, number in _labels_of_nothing(preview).items():
-        yield (
+    yield from (
+        (
             "warning",
             f"label {quote(name)} ({number:,} records) stands alone in most of them, while other labels stand "
             "together, so a network has an output for it. If it means that a record has none of the labels, write an "
             "empty list, [], in its place; in columns of 1 and 0, leave its column out",
         )
+        for name, number in _labels_of_nothing(preview).items()
+    )
 
 
 def find_identifiers(preview: Preview) -> Iterator[Remark]:
@@ -503,12 +507,14 @@ def find_joined_labels(preview: Preview) -> Iterator[Remark]:
 
 def find_separators(preview: Preview) -> Iterator[Remark]:
     """Find the separator that was chosen for cells of several labels."""
-    for separator, (count, example) in preview.tally[SEPARATED].items():
-        yield (
+    yield from (
+        (
             "note",
             f"cells of labels are separated at {separator!r} ({count:,} different ones, such as {quote(example)}); "
             "data.label_separator sets another one, and '' keeps cells whole",
         )
+        for separator, (count, example) in preview.tally[SEPARATED].items()
+    )
 
 
 def find_unknown_cells(preview: Preview) -> Iterator[Remark]:

@@ -18,8 +18,6 @@ from permafrost.sources.several_files import find_files, inner_folder
 from permafrost.sources.table_files import column_names, iter_parts, readable, to_text
 from permafrost.storage.untrusted import open_parquet_file
 
-_LOOKED_AT_ROWS = 1000
-
 
 def _table_of(preview: Preview) -> tuple[Path, ImageTableDataConfig] | None:
     """Return the first file of a table and the options that read it; None for other data."""
@@ -120,11 +118,8 @@ def one_hot_columns(path: Path) -> list[str]:
         batch = next(iter_parts(path, [name for name in names if names.count(name) == 1]), None)
     if batch is None:
         return []
-    flags: dict[str, NDArray[np.int64]] = {}
-    for name in batch.schema.names:
-        values = _flags(batch.column(name).slice(0, _LOOKED_AT_ROWS))
-        if values is not None:
-            flags[name] = values
+    columns = {name: _flags(batch.column(name).slice(0, 1000)) for name in batch.schema.names}
+    flags = {name: values for name, values in columns.items() if values is not None}
     is_one_hot = len(flags) > 2 and bool((np.sum(list(flags.values()), axis=0) == 1).all())
     return list(flags) if is_one_hot else []
 

@@ -40,8 +40,6 @@ from permafrost_report.pictures import (
     shown_name,
 )
 
-_SHIFTED_CASES = 4
-
 
 class CaseFigure(NamedTuple):
     """Figure of one kind of cases of a split, or of the first cases after a shift."""
@@ -89,7 +87,7 @@ def _split_cases(pair: CasePair, split: str, options: ReportOptions) -> SplitCas
         position = records.positions_of(case.key for case in cases)
         return records.__getitems__([position[case.key] for case in cases])
 
-    moved = [case for kind in choice.kinds for case in kind.cases][:_SHIFTED_CASES]
+    moved = [case for kind in choice.kinds for case in kind.cases][:4]
     shift = options.case_shift
     return SplitCases(
         split=split,

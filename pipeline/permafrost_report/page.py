@@ -87,7 +87,6 @@ _MEAN_AND_SPREAD = (
     "those above it are marked (green), from three seeds on."
 )
 _MEAN = f"Mean over seeds, with the standard deviation of variants with several ({ONE_SEED})."
-_VALUE = f"Values of a single seed ({ONE_SEED})."
 
 
 _SHOWN_CLASSES = 200
@@ -299,7 +298,7 @@ def _result_tables(page: PageContent) -> dict[str, Any]:
 def _mean_caption(seeds: Sequence[int]) -> str:
     """Say what the cells of the main table are, given the number of seeds of each variant."""
     if max(seeds) == 1:
-        return _VALUE
+        return f"Values of a single seed ({ONE_SEED})."
     return _MEAN_AND_SPREAD if min(seeds) > 1 else _MEAN
 
 

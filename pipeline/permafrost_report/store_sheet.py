@@ -36,8 +36,6 @@ from permafrost_report.pictures import readable_classes
 
 _DRAWN = ("data", "teacher", "targets")
 """Subjects of the facts that are drawn."""
-_SAMPLE = 1024
-"""Records of the histograms, spread evenly over the split."""
 _BATCH = 256
 _COLUMNS = 16
 """Pictures in a row: images, each followed by its map and by the colors of its features."""
@@ -257,7 +255,8 @@ def _entitle(axis: Axes, text: str) -> None:
 
 def _measure(store: Store, teacher: TeacherPass, split: str) -> _Sample:
     """Measure confidence and coverage on a sample of a split, from the pass alone."""
-    rows = _spread(store, split, _SAMPLE)
+    # Records of the histograms, spread evenly over the split.
+    rows = _spread(store, split, 1024)
     dataset = StoreDataset(store, rows, [teacher])
     confidence, coverage = [], []
     for start in range(0, len(rows), _BATCH):

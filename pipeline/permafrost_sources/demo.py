@@ -99,7 +99,6 @@ def box_around(mask: NDArray[np.bool_], label: int) -> Box:
 
 
 PHOTOGRAPHS = ("china", "flower")
-CANDIDATE_CROPS = 4
 INK = 0.25
 """Fraction of ink above which a pixel belongs to the digit's mask."""
 CONTRAST = 0.14
@@ -187,7 +186,7 @@ class DemoSource(ImageSource):
         size = int(generator.integers(self.config.min_digit_size, self.config.max_digit_size + 1))
         left, top = (int(generator.integers(0, side - size + 1)) for _ in range(2))
         width, height = load_photographs()[0].size
-        sides = generator.integers(side, 2 * side, CANDIDATE_CROPS)
+        sides = generator.integers(side, 2 * side, 4)
         corners = (generator.integers(0, extent - sides + 1) for extent in (width, height))
         return Placement(size, left, top, np.stack([sides, *corners], axis=1), generator.random(3))
 

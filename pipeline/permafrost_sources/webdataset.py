@@ -117,10 +117,11 @@ class WebDatasetSource(ImageSource):
             ConfigError: If data.path names no tar, or two with the same file name.
             DownloadError: If one cannot be downloaded.
         """
-        paths: Sequence[AnyPath]
         if _is_downloaded(self.config.path):
             folder = Path(self.config.cache)
-            paths = [download(url, folder) for url in expand_range(self.config.path)]
+            paths: Sequence[AnyPath] = [
+                download(url, folder) for url in expand_range(self.config.path)
+            ]
         elif is_address(self.config.path):
             paths = find_tars_in_bucket(self.config.path)
         else:

@@ -346,9 +346,8 @@ def _probe_head(network: Any, to_native: Callable[[Tensor], Tensor]) -> tuple[He
         if last_input.ndim != 2 or not nearly_equal(logits, linear(last_input)):
             return None, False
         norm = _head_norm(network)
-        head: Head
         if nearly_equal(last_input, average):
-            head = GapLinear(linear)
+            head: Head = GapLinear(linear)
         elif (
             norm is not None
             and norm.normalized_shape == average.shape[1:]

@@ -81,12 +81,11 @@ def build_transformers(config: TransformersModelConfig, outputs: int) -> Classif
         WeightsError: If its files cannot be fetched or read.
     """
     folder, settings = _open(config, (*_FILES, "model.safetensors", "model-*-of-*.safetensors"))
-    network: nn.Module
     with _reading(config):
         if _has_head(settings):
             if settings.num_labels != outputs:
                 settings.num_labels = outputs
-            network = _load(AutoModelForImageClassification, config, folder, settings)
+            network: nn.Module = _load(AutoModelForImageClassification, config, folder, settings)
         else:
             network = _with_head(
                 config, folder, _load(AutoModel, config, folder, settings), outputs

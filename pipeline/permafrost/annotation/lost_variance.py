@@ -76,9 +76,11 @@ def add_lost_variance(
     for name, values in targets.intermediates.items():
         if values.dim() != 4:
             continue
-        computed = recomputed[name]
-        if name in projections:
-            computed = project_features(computed, projections[name])
+        computed = (
+            project_features(recomputed[name], projections[name])
+            if name in projections
+            else recomputed[name]
+        )
         if values.shape != computed.shape:  # of a pass with annotate.features_size
             computed = F.adaptive_avg_pool2d(computed, (values.shape[-2], values.shape[-1]))
         coverage = targets.coverage.get(name, torch.ones_like(values[:, :1]))

@@ -194,8 +194,10 @@ class ArrayExecutor(SerialExecutor):
         finally:
             units.release()
         failures = units.failures_of_others()
-        for name in elsewhere:
-            yield TaskOutcome(name=name, error=failures.get(name, ""), is_elsewhere=True)
+        yield from (
+            TaskOutcome(name=name, error=failures.get(name, ""), is_elsewhere=True)
+            for name in elsewhere
+        )
         units.remove_failures()
 
 

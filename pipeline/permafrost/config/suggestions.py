@@ -14,8 +14,6 @@ from permafrost.core.errors import ConfigError, printable
 
 SHOWN = 200
 """Characters of a value that an error shows."""
-_LISTED = 40
-"""Number of names that an error lists."""
 _MAX_PLACES, _MAX_MEMBERS = 3, 6
 """Largest numbers of options, and of members that have one, that a message suggests."""
 
@@ -95,7 +93,7 @@ def choices(word: str, allowed: Sequence[str]) -> str:
         word: Word that was typed.
         allowed: Words that would have been allowed.
     """
-    if len(allowed) <= _LISTED:
+    if len(allowed) <= 40:
         return f"choose one of: {', '.join(allowed)}"
     close = difflib.get_close_matches(word, allowed, n=8, cutoff=0.3) or allowed[:8]
     return f"choose one of {len(allowed)}, such as: {', '.join(close)}"

@@ -184,8 +184,7 @@ def covered_share(
         moves: Moves of the views' windows.
     """
     finer = max(1, _FINE_GRID // min(size))
-    fine = (size[0] * finer, size[1] * finer)
-    inside = _inside(source_from_view, fine)
+    inside = _inside(source_from_view, (size[0] * finer, size[1] * finer))
     if moves is not None:
         inside = _clip(inside, moves)
     return F.avg_pool2d(inside, finer) if finer > 1 else inside

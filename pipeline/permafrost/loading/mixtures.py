@@ -149,8 +149,7 @@ def mixes_of_pass(teacher: TeacherPass) -> bool:
 def are_mixtures(values: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Return which stored values [..., 5] are a share and a box in [0, 1]."""
     inside = ((values >= 0) & (values <= 1)).all(axis=-1)
-    ordered = (values[..., 1:3] <= values[..., 3:]).all(axis=-1)
-    return np.logical_and(inside, ordered)
+    return np.logical_and(inside, (values[..., 1:3] <= values[..., 3:]).all(axis=-1))
 
 
 # ---- images --------------------------------------------------------------------------------------

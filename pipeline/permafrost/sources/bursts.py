@@ -112,7 +112,9 @@ def with_bursts(records: Iterable[Record], root: AnyPath) -> Iterator[Record]:
         sum(moment > float("-inf") for *_, moment in photographs),
         len(set(firsts)),
     )
-    for record, first in zip(ordered, firsts, strict=True):
-        yield replace(
+    yield from (
+        replace(
             record, group=NO_GROUP - 1 - zlib.crc32(ordered[first].key.encode()) % (MAX_GROUP - 1)
         )
+        for record, first in zip(ordered, firsts, strict=True)
+    )

@@ -284,9 +284,11 @@ def _tally_other_file(root: AnyPath, path: str, tally: Tally) -> None:
     is_picture = suffix in _OTHER_PICTURES or suffix in HEIF_SUFFIXES
     if not is_picture:
         looked_at = sum(tally[topic].get(item, (0, ""))[0] for topic in (OTHER_PICTURES, LEFT_OUT))
-        is_picture = item in tally[OTHER_PICTURES]
-        if not suffix or looked_at < _SNIFFED:
-            is_picture = picture_suffix(file_at(root / path).peek(16)) is not None
+        is_picture = (
+            picture_suffix(file_at(root / path).peek(16)) is not None
+            if not suffix or looked_at < _SNIFFED
+            else item in tally[OTHER_PICTURES]
+        )
     tally.add(OTHER_PICTURES if is_picture else LEFT_OUT, item, path)
 
 

@@ -102,7 +102,6 @@ from permafrost.sources.table_files import (
 from permafrost.sources.tally import BOXES, Tally
 from permafrost.storage.files import file_at
 
-_MAX_CLASS_CHARACTERS = 200
 _MAX_DISTINCT = 100_000
 """Largest number of different label cells among which a separator is searched."""
 
@@ -490,9 +489,8 @@ class ImageTableSource(ImageSource):
         images: ParquetImages | None,
     ) -> Record:
         config = self.config
-        image: tuple[Any, ...]
         if images is not None:
-            image = images.locate(row.number - 1)
+            image: tuple[Any, ...] = images.locate(row.number - 1)
             key = f"{row.table.stem}-{row.number - 1:07d}"
         else:
             image = files.add(row, config.image)
@@ -655,7 +653,7 @@ def _check_class_text(row: ListedRow, column: str, text: str, *, is_named: bool)
 
     With `is_named`, a file lists the classes, so that numbers do not determine the number of classes.
     """
-    if len(text) > _MAX_CLASS_CHARACTERS:
+    if len(text) > 200:
         raise row.error(column, f"{text[:20]}... has {len(text)} characters, too many for a class")
     number = to_number(text)
     if re.fullmatch(r"[+-]?[0-9]+(\.0*)?", text) and (

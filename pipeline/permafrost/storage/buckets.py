@@ -37,8 +37,6 @@ _BLOCK_BYTES = 4 * 2**20
 """Bytes of a download that are handed on at once."""
 _CLIENT = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "1h"}
 """Time limits of a request. The last one is for whole shards, of which a slow network carries a few MB per second."""
-_HEADS_AT_ONCE = 16
-"""Number of empty objects of a listing that are asked for at the same time."""
 _TRIES = 5
 """Number of times that a request is sent whose answer breaks off, and an object read that arrives damaged."""
 _PAUSE_SECONDS = 0.1
@@ -539,7 +537,8 @@ def _without_markers(address: str, client: Any, block: Sequence[Any]) -> list[An
 
     if not (empty := [number for number, meta in enumerate(block) if int(meta["size"]) == 0]):
         return list(block)
-    with ThreadPoolExecutor(_HEADS_AT_ONCE) as pool:
+    # Number of empty objects of a listing that are asked for at the same time.
+    with ThreadPoolExecutor(16) as pool:
         answers = pool.map(is_object, [block[number] for number in empty])
         markers = {number for number, answer in zip(empty, answers, strict=True) if not answer}
     return [meta for number, meta in enumerate(block) if number not in markers]

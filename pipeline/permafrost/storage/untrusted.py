@@ -35,7 +35,6 @@ MAX_NAMES_BYTES = 2**26
 """Bytes that the names of any file may take when they are decompressed."""
 _ANY_BYTES = 2**28
 """Bytes that any other data may take."""
-_CELLS_AT_ONCE = 64
 _PART_BYTES = 2**26
 """Bytes that are decompressed at once."""
 _MAX_COMPRESSION = 100
@@ -176,7 +175,7 @@ def iter_cells(path: Path, column: str) -> Iterator[pa.Array]:
         largest = max(
             (file.metadata.row_group(group).total_byte_size for group in groups), default=1
         )
-        rows = max(1, min(_CELLS_AT_ONCE, _PART_BYTES // 4 // max(largest, 1)))
+        rows = max(1, min(64, _PART_BYTES // 4 // max(largest, 1)))
         total = 0
         for batch in file.iter_batches(rows, columns=[column], use_threads=False):
             total += batch.nbytes
@@ -255,12 +254,6 @@ def _leaves(array: pa.Array) -> list[pa.Array]:
 # ---- Blosc ---------------------------------------------------------------------------------------
 
 
-_BLOSC_SIZE = slice(4, 8)
-"""Position in Blosc's header of the number of bytes before compression."""
-_BLOSC_BYTES = slice(12, 16)
-"""Position in Blosc's header of the number of bytes after compression."""
-
-
 def decompress_blosc(data: bytes, size: int) -> NDArray[np.uint8]:
     """Return `size` bytes from Blosc data.
 
@@ -271,7 +264,8 @@ def decompress_blosc(data: bytes, size: int) -> NDArray[np.uint8]:
     """
     import numcodecs
 
-    sizes = [int.from_bytes(data[part], "little") for part in (_BLOSC_SIZE, _BLOSC_BYTES)]
+    # Places in Blosc's header of the numbers of bytes before and after compression.
+    sizes = [int.from_bytes(data[part], "little") for part in (slice(4, 8), slice(12, 16))]
     require(sizes == [size, len(data)], "is damaged: its chunk has another size", FormatError)
     out = np.empty(size, np.uint8)
     try:

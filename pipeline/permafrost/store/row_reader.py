@@ -24,7 +24,6 @@ from permafrost.storage.untrusted import FormatError, decompress_blosc
 from permafrost.store.entries import REPAIR, REWRITE, FileEntry, ManifestError, damage_error
 
 CHECKSUM_BYTES = 4
-_INDEX_ENTRY_BYTES = 16
 _COMPRESSION_OVERHEAD = 4096
 REREAD = "run permafrost verify to list every damaged file"
 
@@ -165,7 +164,7 @@ class InnerChunkRows:
     def _index(self) -> NDArray[np.uint64]:
         """[inner chunks, 2]: offset and length."""
         chunks = self.rows_per_shard // self.inner[0] * (self.shape[1] // self.inner[1])
-        length = chunks * _INDEX_ENTRY_BYTES + CHECKSUM_BYTES
+        length = chunks * 16 + CHECKSUM_BYTES
         with self._open() as file:
             start = open_size(file) - length
             data = read_at(file, length, start) if start >= 0 else b""
