@@ -1,4 +1,4 @@
-"""Shards as rows of Ray Data and their gate: which one is blamed for a death, and actors that stop or hang are ended."""
+"""Shards as rows of Ray Data and their gate: which one is blamed for a death, and actors that hang are ended."""
 
 import asyncio
 import logging
