@@ -18,6 +18,7 @@ is not a failure. A figure that ends with an error is named at the end, after al
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -30,8 +31,10 @@ from pathlib import Path
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 from permafrost.config.environment import keep_freed_memory
 from permafrost.core.errors import first_line
@@ -161,13 +164,16 @@ def main(arguments: list[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     keep_freed_memory()  # as the stages do
-    named = {
-        "scale": scale.main,
-        "profile": partial(profiles.main, recorded=options.record),
-        "busy": partial(busy.main, recorded=options.record),
-        "precision": partial(precision_times.main, recorded=options.record),
-        "fidelity": partial(fidelity.main, recorded=options.record),
-        "object_storage": partial(object_storage.main, recorded=options.record),
+    of_its_own = {
+        "profile": profiles,
+        "busy": busy,
+        "precision": precision_times,
+        "fidelity": fidelity,
+        "object_storage": object_storage,
+    }
+    named = {"scale": scale.main} | {
+        beginning: partial(_measure_module, module, recorded=options.record)
+        for beginning, module in of_its_own.items()
     }
     for beginning, measure_named in named.items():
         words = [word for word in options.words if word.startswith(beginning)]
@@ -181,6 +187,15 @@ def main(arguments: list[str]) -> None:
         _print_figures(figures, recorded=options.record)
     if failed:
         sys.exit(f"not measured: {'; '.join(failed)}")
+
+
+def _measure_module(module: Any, words: Sequence[str], *, recorded: bool) -> None:
+    """Measure what a module has of its own, print it, and record it if asked."""
+    measured = module.measure(words)
+    print(module.markdown(measured), end="")
+    if recorded:
+        rows = measured if isinstance(measured, dict) else [asdict(one) for one in measured]
+        module.RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def _print_figures(figures: list[Figure], *, recorded: bool) -> None:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 RESULTS = Path(__file__).with_name("busy.json")
@@ -54,18 +54,12 @@ class BusyTraining:
         return SLACK * max(1.0, (self.threads + HOGS) / self.cores)
 
 
-def main(words: Sequence[str], *, recorded: bool = False) -> None:
-    """Measure all cases and print them.
-
-    recorded  also write them to busy.json
-    """
+def measure(words: Sequence[str]) -> list[BusyTraining]:
+    """Measure all cases."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         common = ["experiment=demo", f"store.path={folder}/store"]
         _stage("precompute", *common, f"run={folder}/packed", "teacher=none", "executor=serial")
-        found = [_measure(Path(folder), common, *case) for case in _CASES]
-    if recorded:
-        RESULTS.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
-    print(markdown(found), end="")
+        return [_measure(Path(folder), common, *case) for case in _CASES]
 
 
 def _measure(folder: Path, common: list[str], waiting: str, threads: int) -> BusyTraining:

@@ -13,7 +13,7 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from contextlib import chdir
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,8 @@ class Fidelity:
     agreement: Agreement
 
 
-def main(words: Sequence[str], *, recorded: bool = False) -> None:
-    """Train and compare all networks and print them.
-
-    recorded  also write them to fidelity.json
-    """
+def measure(words: Sequence[str]) -> list[Fidelity]:
+    """Train and compare all networks."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="fidelity-") as folder, chdir(folder):
         precompute.run(_config("precompute", ["data=demo", "teacher=none", "run=store"]))
@@ -73,9 +70,7 @@ def main(words: Sequence[str], *, recorded: bool = False) -> None:
         for name, network in NETWORKS.items():
             logger.info("training and comparing %s", name)
             measured.append(_measure(name, network, f"run=network-{len(measured)}"))
-    if recorded:
-        RESULTS.write_text(json.dumps([asdict(one) for one in measured], indent=1) + "\n")
-    print(markdown(measured), end="")
+    return measured
 
 
 def _measure(name: str, network: Sequence[str], run: str) -> Fidelity:

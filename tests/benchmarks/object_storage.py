@@ -81,18 +81,7 @@ class EpochFigures:
     """Bytes."""
 
 
-def main(words: Sequence[str], *, recorded: bool = False) -> None:
-    """Measure all networks and print them.
-
-    recorded  also write them to object_storage.json
-    """
-    figures = measure()
-    print(markdown(figures))
-    if recorded:
-        RESULTS.write_text(json.dumps(figures, indent=1) + "\n")
-
-
-def measure() -> dict[str, Any]:
+def measure(words: Sequence[str]) -> dict[str, Any]:
     """Measure the epochs of all networks, beside those of a local store."""
     from tests.support.buckets import (  # not in the environment of other readers
         KEYS,

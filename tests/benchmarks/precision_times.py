@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -65,19 +65,13 @@ class ForwardTimes:
     """Seconds of the first pass in each setting that is compiled, with empty caches of the compiler."""
 
 
-def main(words: Sequence[str], *, recorded: bool = False) -> None:
-    """Measure all networks and print them.
-
-    recorded  also write them to precision_times.json
-    """
+def measure(words: Sequence[str]) -> list[ForwardTimes]:
+    """Measure all networks."""
     from torch._inductor.utils import fresh_cache  # a second, and docs.tables imports this module
 
     torch.set_num_threads(1)
     with fresh_cache():
-        times = [_measure(name, *network) for name, network in NETWORKS.items()]
-    if recorded:
-        RESULTS.write_text(json.dumps([asdict(one) for one in times], indent=1) + "\n")
-    print(markdown(times), end="")
+        return [_measure(name, *network) for name, network in NETWORKS.items()]
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, chdir, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -249,19 +249,14 @@ PROFILES: dict[str, Callable[[Path], list[Profile]]] = {
 }
 
 
-def main(words: Sequence[str], *, recorded: bool = False) -> None:
-    """Measure the profiles whose names begin with one of the words, and print them.
-
-    recorded  also write them to profiles.json
-    """
+def measure(words: Sequence[str]) -> list[Profile]:
+    """Measure the profiles whose names begin with one of the words."""
     found: list[Profile] = []
-    for name, measure in PROFILES.items():
+    for name, profiled in PROFILES.items():
         if any(name.startswith(word) for word in words):
             with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-                found += measure(Path(folder))
-    if recorded:
-        RESULTS.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
-    print(markdown(found), end="")
+                found += profiled(Path(folder))
+    return found
 
 
 def markdown(profiles: Sequence[Profile]) -> str:

@@ -72,9 +72,9 @@ class ZarrFields(PassFields):
         files = {}
         for path, metadata in self._shared_contents().items():
             data = json.dumps(metadata, indent=2).encode()
-            file = file_at(self.folder / path)
-            is_written = file.is_file() and file.read(_MAX_METADATA_BYTES) == data
-            files[path] = file.sha256() if is_written else file.write(data)
+            place = self.folder / path
+            is_there = file_at(place).is_file() and file_at(place).read(_MAX_METADATA_BYTES) == data
+            files[path] = file_at(place).sha256() if is_there else file_at(place).write(data)
         return files
 
     def shared_files(self) -> list[str]:
