@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from permafrost.core.errors import UserError
+from permafrost.core.errors import UserError, require
 from permafrost.core.records import Box, Content, Record, escape_key
 from permafrost.sources.image_files import FilesBelowRoot, iter_images
 from permafrost.sources.splits import split_off_test
@@ -158,11 +158,12 @@ class TorchvisionSource(FilesBelowRoot):
 
     def _imagenet_records(self, split: str) -> Iterator[Record]:
         dataset = self._open(split)
-        if tuple(dataset.wnids) != self.classes:
-            raise MissingDatasetError(
-                f"{self._root / split} does not have the class folders of {self._root / 'train'}; "
-                f"unpack {SETS[self.name].needs} again"
-            )
+        require(
+            tuple(dataset.wnids) == self.classes,
+            f"{self._root / split} does not have the class folders of {self._root / 'train'}; "
+            f"unpack {SETS[self.name].needs} again",
+            MissingDatasetError,
+        )
         for image, label in dataset.samples:
             path, size = self._file(image)
             yield Record(key=escape_key(path), split=split, label=label, content=(path, size))

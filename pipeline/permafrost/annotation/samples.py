@@ -27,6 +27,7 @@ from permafrost.store.shards import ShardEntry
 
 Sample = Sequence[tuple[ShardEntry, int]]
 """Shards, and the number of records at the start of each."""
+_SAMPLE_SHARDS = 8
 _SAMPLES = 4
 """Further samples of a pass after its first one: precision, projections, moved features, and one more."""
 
@@ -37,7 +38,9 @@ def select_sample(shards: Sequence[ShardEntry], records: int) -> Sample:
     At most 8 shards are selected.
     """
     filled = [shard for shard in shards if shard.records]
-    numbers = np.unique(np.linspace(0, len(filled) - 1, min(len(filled), 8)).astype(int))
+    numbers = np.unique(
+        np.linspace(0, len(filled) - 1, min(len(filled), _SAMPLE_SHARDS)).astype(int)
+    )
     chosen = [filled[number] for number in numbers.tolist()]
     each = -(-records // max(1, len(chosen)))
     return [(shard, min(shard.records, each)) for shard in chosen]

@@ -43,6 +43,7 @@ CHECKED_RECORDS = (64, 256)
 """Minimum and maximum sample size, or all records if there are fewer; in between a twentieth of the records."""
 _MAP_ROUNDING = 0.1
 """Largest change of a map, relative to its maximum, by the other records of its batch."""
+_SAMPLE_SHARE = 20
 COARSEST_SPACING = 0.02
 """Largest spacing of float16 at the largest logit of a record, in standard deviations of its logits."""
 HIGHEST_ROUNDING_KL = 2e-4
@@ -226,7 +227,7 @@ def check_teacher(
         DependentRecordsError: If an output of a record depends on other records.
     """
     fewest, most = CHECKED_RECORDS
-    count = sum(shard.records for shard in shards) // 20
+    count = sum(shard.records for shard in shards) // _SAMPLE_SHARE
     if not task.config.reads_head:  # only what features depend on is checked
         most = fewest
     sample = select_sample(shards, min(max(count, fewest), most))

@@ -138,6 +138,7 @@ def require_name(option: str, name: str, *, may_have_folders: bool = False) -> N
 
 # ---- errors of the device --------------------------------------------------------------------------
 
+_OUT_OF_MEMORY = ("out of memory", "allocate memory", "Unable to allocate", "STATUS_ALLOC_FAILED")
 _OF_DEVICE = (
     *("CUDA error", "CUDA driver", "CUDA GPUs", "NVIDIA driver", "cuDNN", "CUBLAS_STATUS"),
     *("HIP error", "XPU", "MPS backend"),
@@ -156,15 +157,7 @@ def device_error(error: BaseException, advice: str = "lower the batch size") -> 
         return None
     text = " ".join(str(error).split())
     sentences = ". ".join(text.split(". ")[:3]).rstrip(".")[:300]
-    if isinstance(error, MemoryError) or any(
-        part in text
-        for part in (
-            "out of memory",
-            "allocate memory",
-            "Unable to allocate",
-            "STATUS_ALLOC_FAILED",
-        )
-    ):
+    if isinstance(error, MemoryError) or any(part in text for part in _OUT_OF_MEMORY):
         return DeviceError(f"not enough memory ({sentences or 'MemoryError'}); {advice}")
     if any(part in text for part in _OF_DEVICE):
         return DeviceError(

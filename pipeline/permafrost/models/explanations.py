@@ -134,6 +134,8 @@ def resolve_explainer(
 Grid = tuple[int, int]
 """(rows, columns)."""
 
+_MAX_TIMES_COARSER = 4
+
 
 @torch.no_grad()
 def map_grid(model: Classifier, input_size: Grid, explain: Explainer) -> Grid:
@@ -181,7 +183,7 @@ def warn_of_coarse_grid(student: Grid, teacher: Grid) -> None:
     ratios = [
         length / teacher_length for length, teacher_length in zip(student, teacher, strict=True)
     ]
-    if max(*ratios, *(1 / ratio for ratio in ratios)) > 4:
+    if max(*ratios, *(1 / ratio for ratio in ratios)) > _MAX_TIMES_COARSER:
         logger.warning(
             "explanations of the student have a grid of %dx%d cells, those of the teacher %dx%d; the coarser grid "
             "limits how much the student can learn from them, see augment.size and the networks' strides",

@@ -30,6 +30,7 @@ _CLEAR_FIT = 0.5
 """Minimum correlation between the tokens that change and those of the replaced corners."""
 _SAME_FIT = 0.97
 """Correlation relative to the best layout's above which another one is as possible."""
+_SAME_SUM = 1e-3
 _CELLS_OF_TOKENS = 0.5
 """Minimum fraction of the values of tokens with a gradient, if the logits depend on the patches."""
 _MAX_STAGES = 4
@@ -277,7 +278,7 @@ def is_attention(output: Tensor) -> bool:
     """Return whether an output is weights of an attention: rows that are shares of as many tokens."""
     is_square = output.shape[-2] == output.shape[-1] > 1
     sums = output.detach().sum(dim=-1)
-    return is_square and bool((output >= 0).all() and (sums - 1).abs().max() < 1e-3)
+    return is_square and bool((output >= 0).all() and (sums - 1).abs().max() < _SAME_SUM)
 
 
 # ---- the grids of a network ------------------------------------------------------------------------

@@ -71,6 +71,7 @@ from permafrost.models.record_independence import require_independent_records, r
 
 logger = logging.getLogger("permafrost.models")
 
+_MIN_PROBABILITY = torch.finfo(torch.float32).tiny
 _SAME_LOGITS = 1e-3
 """Largest difference of two passes of the same images, in units of the largest logit."""
 
@@ -270,9 +271,7 @@ class ModuleClassifier(ProbedClassifier):
         )
         values = to_float32(outputs)  # of a network with autocast inside
         if self.returns == "probabilities":
-            logs = values.clamp(
-                min=torch.finfo(torch.float32).tiny
-            ).log()  # whose gradient is finite at 0
+            logs = values.clamp(min=_MIN_PROBABILITY).log()  # whose gradient is finite at 0
             return torch.where(values > 0, logs, IMPOSSIBLE_LOGIT)
         return values.clamp(min=IMPOSSIBLE_LOGIT) if self.returns == "log_probabilities" else values
 

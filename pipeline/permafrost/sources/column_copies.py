@@ -128,10 +128,11 @@ class ColumnCopy:
         mark, rows, digest = _FOOTER.unpack(bytes(data[-_FOOTER.size :]).rjust(_FOOTER.size))
         begin = size - _FOOTER.size - _PLACE.itemsize * rows if mark == _MARK else -1
         table = data[max(begin, 0) : size - _FOOTER.size]
-        if begin < 0 or hashlib.sha256(table).digest() != digest:
-            raise FileError(
-                f"{self._copy_path} is damaged: it is not whole; delete it and run the same command again"
-            )
+        require(
+            begin >= 0 and hashlib.sha256(table).digest() == digest,
+            f"{self._copy_path} is damaged: it is not whole; delete it and run the same command again",
+            FileError,
+        )
         return data, np.frombuffer(table, _PLACE)
 
     def _write(self) -> None:

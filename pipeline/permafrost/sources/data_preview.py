@@ -72,6 +72,7 @@ _MOSTLY_TRANSLUCENT = 0.5
 """Fraction of the pixels of an image above which its alpha may be something else."""
 _DECODED_FILES = 500
 """Maximum number of files whose pixels are examined."""
+_DECODED_SIDE = 256
 _DECODED_PIXELS = 400_000_000
 """Pixels after which a task looks at no further ones: some five seconds."""
 
@@ -157,7 +158,7 @@ class ImageSample:
         Raises:
             ImageError: If it cannot be decoded.
         """
-        pixels = read_pixels(data, 256)
+        pixels = read_pixels(data, _DECODED_SIDE)
         self.counts["decoded"] += 1
         self.digests[hashlib.sha256(data).digest()] = record.key
         self.kinds["translucent"] += pixels.translucent > _MOSTLY_TRANSLUCENT

@@ -415,8 +415,11 @@ def _mask_values(image: Image.Image) -> NDArray[np.uint8]:
             ValueError,
         )
     values = pixels.astype(np.uint8)
-    if pixels.ndim != 2 or (values != pixels).any():
-        raise ValueError(f"its values ({image.mode}) do not fit into one byte per pixel")
+    require(
+        pixels.ndim == 2 and bool((values == pixels).all()),
+        f"its values ({image.mode}) do not fit into one byte per pixel",
+        ValueError,
+    )
     return values
 
 

@@ -102,6 +102,7 @@ from permafrost.sources.table_files import (
 from permafrost.sources.tally import BOXES, Tally
 from permafrost.storage.files import file_at
 
+_MAX_CLASS_CHARACTERS = 200
 _MAX_DISTINCT = 100_000
 """Largest number of different label cells among which a separator is searched."""
 
@@ -653,12 +654,11 @@ def _check_class_text(row: ListedRow, column: str, text: str, *, is_named: bool)
 
     With `is_named`, a file lists the classes, so that numbers do not determine the number of classes.
     """
-    if len(text) > 200:
+    if len(text) > _MAX_CLASS_CHARACTERS:
         raise row.error(column, f"{text[:20]}... has {len(text)} characters, too many for a class")
     number = to_number(text)
-    if re.fullmatch(r"[+-]?[0-9]+(\.0*)?", text) and (
-        number is None or (number >= MAX_CLASSES and not is_named)
-    ):
+    looks_whole = re.fullmatch(r"[+-]?[0-9]+(\.0*)?", text)  # with any number of digits
+    if looks_whole and (number is None or (number >= MAX_CLASSES and not is_named)):
         raise row.error(
             column,
             f"label {text} is not below {MAX_CLASSES:,}; correct it, or list the classes in a file "

@@ -21,6 +21,7 @@ UNLABELED_CELLS = "label cells without a class"
 _SHARE = 0.5
 """Least fraction of the pieces that must occur in another cell."""
 _MAX_LIST_CHARACTERS = 100_000
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 
 
 def separate(text: str, separator: str) -> list[str]:
@@ -132,6 +133,6 @@ def parse_list(text: str) -> list[Any]:
     ):
         raise ValueError("it is not a list of names or numbers")
     # Python joins texts without a comma between them, as in NumPy's ['cat' 'dog'].
-    if len(re.findall(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", text)) > len(values):
+    if len(_QUOTED.findall(text)) > len(values):
         raise ValueError("its names have no commas between them")
     return list(values)

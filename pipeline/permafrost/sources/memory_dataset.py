@@ -34,6 +34,8 @@ from permafrost.store.image_decoding import picture_suffix, png_of
 
 _Item = tuple[Image.Image | bytes, int, tuple[int, ...]]
 """Image of a record, with its label or labels."""
+_LABEL_NAMES = ("label", "labels", "fine_label", "target")
+"""Entries of a record that is a mapping that are its label, the first that it has."""
 
 
 class MemorySource(ImageSource):
@@ -132,14 +134,7 @@ class MemorySource(ImageSource):
             # Entries that are the image of a record that is a mapping, the first that it has.
             names = [name for name in ("image", "img", "picture") if name in item]
             require(bool(names), f"{where} has {', '.join(map(str, item))} and no entry `image`")
-            label = next(
-                (
-                    item[name]
-                    for name in ("label", "labels", "fine_label", "target")
-                    if name in item
-                ),
-                None,
-            )
+            label = next((item[name] for name in _LABEL_NAMES if name in item), None)
             item = item[names[0]]
         elif isinstance(item, (tuple, list)):
             item, label = (*item, None)[:2]

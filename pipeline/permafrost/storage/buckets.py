@@ -275,6 +275,7 @@ _NO_CONNECTION = {
     "failed to lookup address": "no such host",
     "ConnectionRefused": "connection refused",
 }
+_STATUS = re.compile(r"status code: (\d+ [\w -]+)|\b(\d{3} [A-Z][\w ]+)")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 
 
@@ -288,10 +289,7 @@ def _reason(error: BaseException) -> str:
     if reason := next((reason for shown, reason in _NO_CONNECTION.items() if shown in text), ""):
         return reason
     first = text.strip().partition("\n")[0]
-    status, code = (
-        re.search(r"status code: (\d+ [\w -]+)|\b(\d{3} [A-Z][\w ]+)", first),
-        _CODE.search(text),
-    )
+    status, code = _STATUS.search(first), _CODE.search(text)
     if status is None:
         return (
             first.rpartition(" - ")[2].partition("Debug source")[0].strip().rstrip(":")

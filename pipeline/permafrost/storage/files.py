@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeAlias
 
-from permafrost.core.errors import ConfigError, FileError, quote
+from permafrost.core.errors import ConfigError, FileError, quote, require
 from permafrost.storage import buckets, local_files
 from permafrost.storage.bucket_files import BucketFile, RangedFile
 from permafrost.storage.local_files import PARTIAL_SUFFIX, LocalFile
@@ -56,10 +56,11 @@ def named_file(name: str, folder: Path, *caches: Path) -> Path:
         is_inside = any(path.is_relative_to(root.resolve()) for root in (folder, *caches))
     except (OSError, ValueError, RuntimeError) as error:  # of a NUL, or links in a circle
         raise FileError(f"{name[:200]!r} cannot be used as a path ({error})") from None
-    if not is_inside:
-        raise FileError(
-            f"{name[:200]!r} leads out of {folder}, and no data set may name files elsewhere on this machine"
-        )
+    require(
+        is_inside,
+        f"{name[:200]!r} leads out of {folder}, and no data set may name files elsewhere on this machine",
+        FileError,
+    )
     return path
 
 

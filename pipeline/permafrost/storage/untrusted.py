@@ -309,8 +309,9 @@ def read_npy_header(data: bytes, size: int | None = None) -> NpyHeader:
         kind = "it holds several arrays" if data.startswith(b"PK") else "it is not an npy file"
         raise FormatError(kind) from error
     most = len(data) if size is None else size
-    if any(not 0 <= length <= most for length in shape):
-        raise FormatError(f"its shape is {tuple(shape)}")
+    require(
+        all(0 <= length <= most for length in shape), f"its shape is {tuple(shape)}", FormatError
+    )
     return NpyHeader(tuple(shape), is_fortran, dtype, file.tell())
 
 

@@ -396,8 +396,11 @@ def _read_planned(
         raise _other_marker(path, error) from error
     keys = table["key"].to_pylist()
     planned = [key for key in plan.keys if key not in gone]
-    if keys != planned or entry.name != plan.name or entry.keys_sha256 != sha256_keys(keys):
-        raise ManifestError(f"{path} does not have the planned records; {REWRITE}")
+    require(
+        keys == planned and entry.name == plan.name and entry.keys_sha256 == sha256_keys(keys),
+        f"{path} does not have the planned records; {REWRITE}",
+        ManifestError,
+    )
     return table, entry, skipped, file_at(path).sha256()
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from permafrost.core.digests import sha256_keys
-from permafrost.core.errors import UserError
+from permafrost.core.errors import UserError, require
 from permafrost.core.json_entries import EntryError, from_dict
 from permafrost.core.records import TOP_CLASS, TOP_LOGITS, FieldSpec
 from permafrost.storage.files import file_at
@@ -252,10 +252,11 @@ def commit_pass(
         for shard, (rows, metadata, digest) in zip(shards, markers, strict=True):
             path = marker_path(folder, shard.name)
             keys = sha256_keys(rows["key"].to_pylist())
-            if keys != metadata["keys_sha256"] or (covers_all and keys != shard.keys_sha256):
-                raise ManifestError(
-                    f"{path} does not have the records of shard {shard.name}; {REWRITE}"
-                )
+            require(
+                keys == metadata["keys_sha256"] and (not covers_all or keys == shard.keys_sha256),
+                f"{path} does not have the records of shard {shard.name}; {REWRITE}",
+                ManifestError,
+            )
             devices[metadata.get("device", "")] += 1
             if rows.num_rows:
                 same_logits.add(metadata["constant_logits"])
@@ -269,8 +270,11 @@ def commit_pass(
             )
             num_rows += entry.rows
             table.append(**shard_row(entry, digest))
-        if len(same_logits) == 1 and None not in same_logits and num_rows >= _MIN_THAT_DIFFER:
-            raise ConstantLogitsError(CONSTANT_LOGITS)
+        require(
+            len(same_logits) != 1 or None in same_logits or num_rows < _MIN_THAT_DIFFER,
+            CONSTANT_LOGITS,
+            ConstantLogitsError,
+        )
     remove_leftovers(folder)
     known = {spec.name for spec in fields(PassManifest)}
     manifest = PassManifest(

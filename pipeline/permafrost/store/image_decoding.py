@@ -173,10 +173,11 @@ def _require_few_scans(data: bytes) -> None:
     """Raise ImageError if a JPEG has so many scans that decoding it would take minutes."""
     values = np.frombuffer(data, np.uint8)  # a tenth of the time of bytes.count
     starts = (values[:-1] == 0xFF) & (values[1:] == _START_OF_SCAN)
-    if np.count_nonzero(starts) > MAX_SCANS and _count_scans(data) > MAX_SCANS:
-        raise ImageError(
-            f"it has more than {MAX_SCANS} scans, each of which takes as long as a whole image; save it again"
-        )
+    require(
+        int(np.count_nonzero(starts)) <= MAX_SCANS or _count_scans(data) <= MAX_SCANS,
+        f"it has more than {MAX_SCANS} scans, each of which takes as long as a whole image; save it again",
+        ImageError,
+    )
 
 
 def _count_scans(data: bytes) -> int:
@@ -666,11 +667,12 @@ def _from_16_bit_gray(image: Image.Image, *, begins_white: bool) -> Image.Image:
     """Convert 16 bits of gray to 8; Pillow itself would clip everything above 255."""
     values = np.asarray(image)
     low, high = values.min(), values.max()
-    if image.mode == "F" or low < 0 or high > np.iinfo(np.uint16).max:
-        raise ImageError(
-            f"its mode {image.mode} with values in [{low}, {high}] has no defined brightness; "
-            "convert it to 8 or 16 bits"
-        )
+    require(
+        image.mode != "F" and low >= 0 and high <= np.iinfo(np.uint16).max,
+        f"its mode {image.mode} with values in [{low}, {high}] has no defined brightness; "
+        "convert it to 8 or 16 bits",
+        ImageError,
+    )
     if begins_white:
         values = _WHITE_16 - values
     return Image.fromarray(np.rint(values / _SIXTEEN_TO_EIGHT_BITS).astype(np.uint8))

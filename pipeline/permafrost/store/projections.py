@@ -137,8 +137,9 @@ def _parse(path: RootedPath, data: bytes, shape: tuple[int | None, int | None]) 
         raise ManifestError(
             f"{path} is not a projection of its field: {error}; {REWRITE}"
         ) from error
-    if values.dtype != np.float32 or min(values.shape) < 2:
-        raise ManifestError(
-            f"{path} is not a projection of its field: it is {values.dtype} {values.shape}; {REWRITE}"
-        )
+    require(
+        values.dtype == np.float32 and min(values.shape) >= 2,
+        f"{path} is not a projection of its field: it is {values.dtype} {values.shape}; {REWRITE}",
+        ManifestError,
+    )
     return Projection(values[0, :-1], values[1:, :-1], values[1:, -1], float(values[0, -1]))

@@ -592,11 +592,12 @@ class TeacherPass:
         )
         if odd := sorted(set(self.fields.shared_files()) ^ set(self.manifest.files)):
             raise self._other_files(odd)
-        if self.manifest.selection is None and not self.shards.covers(store.shards):
-            raise StoreMismatchError(
-                f"{folder} was computed on other shards of the same data; "
-                "remove the folder and run permafrost precompute again"
-            )
+        require(
+            self.manifest.selection is not None or self.shards.covers(store.shards),
+            f"{folder} was computed on other shards of the same data; "
+            "remove the folder and run permafrost precompute again",
+            StoreMismatchError,
+        )
 
     def _other_files(self, odd: list[str]) -> ManifestError:
         return ManifestError(
@@ -765,8 +766,11 @@ class TeacherPass:
             return described
         checksums = self._marker(shard)["chunk_crc32c"].combine_chunks()
         flat = checksums.flatten().to_numpy(zero_copy_only=False)
-        if keys and len(flat) % len(keys):
-            raise ManifestError(f"{marker} has uneven rows; run permafrost verify")
+        require(
+            not keys or len(flat) % len(keys) == 0,
+            f"{marker} has uneven rows; run permafrost verify",
+            ManifestError,
+        )
         shape = (len(keys), -1) if keys else (0, self.fields.inner_chunks_of_a_row())
         return replace(described, chunk_crc32c=flat.reshape(shape))
 
