@@ -98,6 +98,7 @@ _FRAME = (
     "format.frame= to the part of each image that the teacher received (full, center_crop or unknown)",
 )
 _CLASSES = ("format.classes= to the number of the teacher's classes (1,000 if it is left out)",)
+_POSITION = "format.join=position, as they are named by numbers"
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -113,14 +114,7 @@ def _recognize_epoch(path: Path, first: Path) -> Recognition:
         lacks.append(f"the name of one epoch: set path={first.parent}")
     if not (values := first.with_name(first.name.replace("-keys.txt", "-values.bin"))).is_file():
         lacks.append(f"{values.name} next to {first.name}")
-    options = (
-        *_CLASSES,
-        *(
-            ["format.join=position, as they are named by numbers"]
-            if next(iter_lines(first), "").isdigit()
-            else []
-        ),
-    )
+    options = (*_CLASSES, *([_POSITION] if next(iter_lines(first), "").isdigit() else []))
     return Recognition("tinyvit", "logits of an epoch of TinyViT", options, tuple(lacks))
 
 

@@ -39,16 +39,17 @@ def share_targets(config: ShareConfig) -> ShareResult:
     """
     from permafrost_exchange.pass_card import attach_command
     from permafrost_exchange.share_writer import open_shared_pass, share_pass  # imports torch
-    from permafrost_export.hub import is_hub, repository_of, require_hub, upload_to_hub
+    from permafrost_export.hub import SCHEME, repository_of, require_hub, upload_to_hub
 
     config.require_complete()
     store, opened = open_shared_pass(config)
     folder = Path(config.to)
-    if is_hub(config.to):
+    is_hub = config.to.startswith(SCHEME)
+    if is_hub:
         require_hub()
         folder = Path(repository_of(config.to).replace("/", "-"))
     done = share_pass(config, store, opened, folder.resolve())
-    where = upload_to_hub(done.folder, config.to, "dataset") if is_hub(config.to) else str(folder)
+    where = upload_to_hub(done.folder, config.to, "dataset") if is_hub else str(folder)
     return ShareResult(
         shared=where,
         records=done.records,

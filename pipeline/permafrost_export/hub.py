@@ -21,11 +21,6 @@ _WRITTEN = [
 """Files of a share; those that a new share does not have are removed from the repository."""
 
 
-def is_hub(to: str) -> bool:
-    """Return whether an address is of the hub."""
-    return to.startswith(SCHEME)
-
-
 def repository_of(to: str) -> str:
     """Return the name of a repository, <user>/<name>.
 

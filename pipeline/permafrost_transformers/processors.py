@@ -19,6 +19,7 @@ from permafrost.models.classifier import PretrainedInfo, nearly_equal
 logger = logging.getLogger("permafrost.models")
 
 OPTIONS = "mean=, std=, input_size= and frame="
+_FOLLOWED = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
 """Options that take the place of a processor."""
 _RESAMPLE: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
 
@@ -47,14 +48,7 @@ def read_processor(folder: Path, info: PretrainedInfo, name: str) -> PretrainedI
     side = crop.height if crop else shorter if percent else size.height
     # Fields of processors that cut an image of any size into patches or tiles.
     are_followed = {
-        **{
-            step: not fields[step]
-            for step in sorted(
-                {*fields}
-                - {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
-            )
-            if step[:3] == "do_"
-        },
+        **{step: not fields[step] for step in sorted({*fields} - _FOLLOWED) if step[:3] == "do_"},
         **{
             field: fields.get(field) is None
             for field in ("max_num_patches", "image_grid_pinpoints", "min_pixels", "max_pixels")

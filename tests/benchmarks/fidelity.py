@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from permafrost.annotation.pass_plan import plan_pass
-from permafrost.annotation.precision import ComparePrecision, compare_precision
+from permafrost.annotation.precision import PRECISION_RECORDS, ComparePrecision
+from permafrost.annotation.samples import measure_sample, select_sample
 from permafrost.config.compose import compose
 from permafrost.config.paths import with_absolute_paths
 from permafrost.config.verbs import build_verb_config
@@ -88,7 +89,8 @@ def _measure(name: str, network: Sequence[str], run: str) -> Fidelity:
         config=config.annotate,
         num_threads=1,
     )
-    _, agreement = compare_precision(SerialExecutor(), task, plan.shards)
+    sample = select_sample(plan.shards, PRECISION_RECORDS)
+    _, agreement = measure_sample(SerialExecutor(), task, sample, plan.shards)
     assert agreement is not None
     return Fidelity(network=name, accuracy=trained.accuracy["test"], agreement=agreement)
 

@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from permafrost.annotation.samples import Sample, SampleTask, measure_sample, select_sample
+from permafrost.annotation.samples import Sample, SampleTask
 from permafrost.config.store import PassPrecision
 from permafrost.core.errors import UserError
 from permafrost.core.records import FieldSpec
-from permafrost.core.tasks import Executor
 from permafrost.models.compute import fastest_precision, require_tf32, resolve_device
 from permafrost.store.codecs import cosines, decode_scaled
 from permafrost.store.manifest import Agreement
-from permafrost.store.shards import ShardEntry
 
 PRECISION_RECORDS = 256
 """Number of records that are compared, or all if there are fewer."""
@@ -62,22 +60,6 @@ def describe_agreement(agreement: Agreement) -> str:
         parts.insert(0, f"largest logit equal for {agreement.top1:.1%}")
         parts.insert(1, f"divergence {agreement.kl_mean:.2g} nats")
     return f"{', '.join(parts) or 'nothing compared'}, in a sample of {agreement.records} records"
-
-
-def compare_precision(
-    executor: Executor, task: ComparePrecision, shards: Sequence[ShardEntry]
-) -> tuple[PassPrecision, Agreement | None]:
-    """Run the task on the executor.
-
-    Args:
-        executor: Executor that runs the task.
-        task: Task that compares a sample.
-        shards: Shards of the pass, from which the sample is taken.
-
-    Returns:
-        The precision and its agreement with float32, None for float32 itself.
-    """
-    return measure_sample(executor, task, select_sample(shards, PRECISION_RECORDS), shards)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,9 @@ from permafrost.annotation.pass_plan import (
     warn_of_kept_names,
 )
 from permafrost.annotation.precision import (
+    PRECISION_RECORDS,
     ComparePrecision,
     PrecisionError,
-    compare_precision,
     describe_agreement,
     describe_shortfall,
 )
@@ -330,7 +330,8 @@ def _choose_precision(
     if asked == "float32" or pass_precision(lower, request.explainer) == "float32":
         return float32 if asked == "auto" else options, None
     task = _sample_task(ComparePrecision, request, options)
-    precision, agreement = compare_precision(executor, task, request.store.shards)
+    sample = select_sample(request.store.shards, PRECISION_RECORDS)
+    precision, agreement = measure_sample(executor, task, sample, request.store.shards)
     measured = replace(options, precision=precision)
     if agreement is None:
         return measured, None

@@ -21,6 +21,8 @@ _COMPUTED = (
     *("relative_position_index", "relative_coords_table", "attn_mask"),
 )
 """Last parts of the names of counters, and of tables that a network computes from its options."""
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Parts that torch.compile, FSDP and activation checkpointing put before the names of any module."""
 _TRAINING_STATE = re.compile(r"(^|\.)(\w*optim\w*|grads?|exp_avg(_sq)?|momentum_buffer)\.")
 _FIRST_KEYS = ("state_dict", "model")
 """Keys that are preferred among sets that are not averaged."""
@@ -200,13 +202,7 @@ def _fit(
 def _renamings(
     tensors: dict[str, Tensor], model: Classifier, expected: dict[str, Tensor]
 ) -> Iterator[dict[str, Tensor]]:
-    # Parts that torch.compile, FSDP and activation checkpointing put before the names of any module.
-    plain = {
-        re.sub(
-            r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", "", name
-        ): tensor
-        for name, tensor in tensors.items()
-    }
+    plain = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
     yield plain
     yield model.rename_keys(plain)
     first, *more = {name.partition(".")[0] for name in expected}

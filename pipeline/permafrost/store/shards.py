@@ -363,9 +363,8 @@ def shard_row(entry: ShardEntry | PassShard, marker_sha256: str) -> dict[str, An
     """
     row = asdict(entry) | {"marker_sha256": marker_sha256}
     files = [file | {"sha256": bytes.fromhex(file["sha256"])} for file in row.get("files", ())]
-    digests = {
-        name: bytes.fromhex(row[name])
-        for name in ("sha256", "keys_sha256", "marker_sha256")
-        if name in row
-    }
+    digests = {name: bytes.fromhex(row[name]) for name in _DIGESTS if name in row}
     return row | digests | ({"files": files} if "files" in row else {})
+
+
+_DIGESTS = ("sha256", "keys_sha256", "marker_sha256")

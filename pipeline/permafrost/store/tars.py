@@ -92,9 +92,8 @@ class ShardBytes:
         """
         self.path = shard.file(store)
         self.shard = shard
-        self._file: io.FileIO | RangedFile
         try:
-            self._file = (
+            self._file: io.FileIO | RangedFile = (
                 file_at(self.path).open_ranges()
                 if reads_ranges
                 else file_at(self.path).open(shard.sha256)

@@ -26,6 +26,8 @@ from permafrost.sweeps.select import check_reported_epochs, check_selection
 from permafrost.training.distill import StudentPlan
 from permafrost.training.student_passes import open_student_store, with_named_passes
 
+_OWN_SECTIONS = ("variants", "grid", "select", "seeds", "parallel", "run")
+
 
 def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
     """Plan every student of the sweep, with seeds outermost.
@@ -77,11 +79,7 @@ def compose_students(
     Raises:
         ConfigError: If variants or options do not fit.
     """
-    shared = [
-        argument
-        for argument in base
-        if section_of(argument) not in ("variants", "grid", "select", "seeds", "parallel", "run")
-    ]
+    shared = [argument for argument in base if section_of(argument) not in _OWN_SECTIONS]
     for variant, overrides in config.variants.items():
         arguments = [*shared, "trainer.num_threads=1", *overrides]
         for point in _points(arguments, config.grid):

@@ -80,6 +80,7 @@ _CROPS = {
 }
 """Operations that crop, and those of their options that views of this project follow."""
 _WITH_VALUES = ("resize", *_CROPS, "random_horizontal_flip", "rand_augment", "random_erase")
+_WITHOUT_VALUES = ("uint8", "to_tensor", "normalize", "to_rgb")
 _MIXING = ("mixup", "cutmix")
 _OTHERS = ("center_crop",)
 """Operations of that code that views of this project cannot show."""
@@ -140,12 +141,7 @@ def layout_of(augmentation: Mapping[str, Any]) -> RecipeLayout:
         padding=int(crop.get("padding") or 0),
         num_operations=count,
         num_mixing=len(set(_MIXING) & active.keys()),
-        ignored=tuple(
-            sorted(
-                active.keys()
-                - {*_WITH_VALUES, *("uint8", "to_tensor", "normalize", "to_rgb"), *_MIXING}
-            )
-        ),
+        ignored=tuple(sorted(active.keys() - {*_WITH_VALUES, *_WITHOUT_VALUES, *_MIXING})),
     )
 
 

@@ -90,8 +90,7 @@ def _map_npy(file: IO[bytes] | io.FileIO, offset: int, size: int, where: str) ->
     header = _checked_header(file.read(min(size, _HEADER)), size, where)
     require(0 not in header.shape, f"{where} is empty", TargetError)
     order = "F" if header.is_fortran else "C"
-    start = offset + header.end
-    return np.memmap(file, header.dtype, "r", start, header.shape, order)  # type: ignore[call-overload,no-any-return]
+    return np.memmap(file, header.dtype, "r", offset + header.end, header.shape, order)  # type: ignore[call-overload,no-any-return]
 
 
 def map_npy(path: Path) -> NDArray[Any]:
