@@ -52,8 +52,10 @@ def activations(model: Classifier, images: Tensor) -> dict[str, Tensor]:
     except ConfigError:  # the stages of this network are not known
         output = model(images)
     if output.stages:
-        stages = enumerate(output.stages, start=1)
-        return {f"layer{number}": stage.output.detach() for number, stage in stages}
+        return {
+            f"layer{number}": stage.output.detach()
+            for number, stage in enumerate(output.stages, start=1)
+        }
     if model.explainer == "gradcam":
         return {"features": output.features.detach()}
     return {_LOGITS: output.logits.detach()}  # the features of such a network are its input
@@ -63,12 +65,7 @@ def layer_features(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the features [B, p] of every layer: the flattened activations, and `pooled`."""
     features = {name: values.flatten(1) for name, values in layers.items()}
     deepest = list(layers.values())[-1]
-    return features if deepest.dim() == 2 else features | {POOLED: pool(deepest)}
-
-
-def pool(activation: Tensor) -> Tensor:
-    """Average an activation [B, C, h, w] over space: [B, C]."""
-    return activation.mean(dim=(2, 3))
+    return features if deepest.dim() == 2 else features | {POOLED: deepest.mean(dim=(2, 3))}
 
 
 @torch.no_grad()
@@ -139,10 +136,6 @@ class ProbeSet:
 
     classes: int = 0
     """Number of classes among its records."""
-
-    @property
-    def num_records(self) -> int:
-        return sum(map(len, self.blocks))
 
 
 def probe_set(
@@ -227,18 +220,17 @@ def balanced_positions(dataset: StoreDataset, *seed: object) -> NDArray[np.int64
     members = {}
     for label, positions in _group_by_class(dataset).items():
         positions = positions[np.argsort(np.asarray(dataset.keys_at(positions)))]
-        generator = np.random.default_rng(derive_seed(*seed, label))
-        members[label] = list(generator.permutation(positions))
-    order: list[int] = []
-    taken: set[int] = set()
+        members[label] = list(
+            np.random.default_rng(derive_seed(*seed, label)).permutation(positions)
+        )
+    order: dict[int, None] = {}  # in the order of insertion
     while any(members.values()):
         for waiting in members.values():
-            while waiting and waiting[0] in taken:
+            while waiting and waiting[0] in order:
                 waiting.pop(0)
             if waiting:
-                order.append(int(waiting.pop(0)))
-                taken.add(order[-1])
-    return np.array(order, np.int64)
+                order[int(waiting.pop(0))] = None
+    return np.array(list(order), np.int64)
 
 
 def _group_by_class(dataset: StoreDataset) -> dict[int, NDArray[np.int64]]:
@@ -301,8 +293,8 @@ def check_probes(
 
 def multi_hot_labels(dataset: StoreDataset, positions: Sequence[int]) -> Tensor:
     """Read the multi-hot labels f32 [n, K] of records, without reading images."""
-    num_classes = len(dataset.store.manifest.classes)
-    return multi_hot(dataset.labels_at(np.asarray(positions, np.int64)), num_classes)
+    labels = dataset.labels_at(np.asarray(positions, np.int64))
+    return multi_hot(labels, len(dataset.store.manifest.classes))
 
 
 def balanced_order(index: RecordIndex, split: str, seed: int) -> NDArray[np.int64]:

@@ -76,54 +76,22 @@ class BcosSettings:
 # ---- operations ----------------------------------------------------------------------------------
 
 
-class _Scale(torch.autograd.Function):
-    """Product factor * x, where the factor has no gradient inside explanation mode."""
+class _Factor(torch.autograd.Function):
+    """Factor of a product, which has no gradient inside explanation mode."""
 
     @staticmethod
-    def forward(ctx: Any, factor: Tensor, x: Tensor, mode: ExplanationMode) -> Tensor:
-        ctx.save_for_backward(factor, x)
+    def forward(ctx: Any, factor: Tensor, mode: ExplanationMode) -> Tensor:
         ctx.mode = mode
-        return factor * x
+        return factor.view_as(factor)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        (gradient,) = gradients
-        factor, x = ctx.saved_tensors
-        is_needed = ctx.needs_input_grad[0] and not ctx.mode.is_on
-        of_factor = (gradient * x).sum_to_size(factor.shape) if is_needed else None
-        of_x = (gradient * factor).sum_to_size(x.shape) if ctx.needs_input_grad[1] else None
-        return of_factor, of_x, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
+        return None if ctx.mode.is_on else gradients[0], None
 
 
-class _AttentionProduct(torch.autograd.Function):
-    """Product attention @ values, where the attention has no gradient inside explanation mode."""
-
-    @staticmethod
-    def forward(ctx: Any, attention: Tensor, values: Tensor, mode: ExplanationMode) -> Tensor:
-        ctx.save_for_backward(attention, values)
-        ctx.mode = mode
-        return attention @ values
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        (gradient,) = gradients
-        attention, values = ctx.saved_tensors
-        is_needed = ctx.needs_input_grad[0] and not ctx.mode.is_on
-        of_attention = gradient @ values.transpose(-2, -1) if is_needed else None
-        of_values = attention.transpose(-2, -1) @ gradient if ctx.needs_input_grad[1] else None
-        return of_attention, of_values, None
-
-
-def scale(factor: Tensor, x: Tensor, mode: ExplanationMode) -> Tensor:
-    """Compute factor * x with broadcasting, differentiable twice."""
-    scaled: Tensor = _Scale.apply(factor, x, mode)
-    return scaled
-
-
-def attend(attention: Tensor, values: Tensor, mode: ExplanationMode) -> Tensor:
-    """Compute attention [..., n, n] @ values [..., n, d], differentiable twice, without an n * n * d tensor."""
-    attended: Tensor = _AttentionProduct.apply(attention, values, mode)
-    return attended
+def hold_factor(factor: Tensor, mode: ExplanationMode) -> Tensor:
+    """Return a factor of a product, differentiable twice outside explanation mode and a constant inside."""
+    return _Factor.apply(factor, mode)  # type: ignore[no-any-return]
 
 
 def add_inverse(images: Tensor) -> Tensor:
@@ -142,7 +110,7 @@ def _align(out: Tensor, norm: Tensor, shared: BcosSettings) -> Tensor:
         return out
     cosine = out.abs() / norm
     factor = cosine if shared.b == 2 else (cosine + _COSINE_EPS).pow(shared.b - 1)
-    return scale(factor.to(out.dtype), out, shared.mode)
+    return hold_factor(factor.to(out.dtype), shared.mode) * out
 
 
 # ---- layers --------------------------------------------------------------------------------------
@@ -237,7 +205,7 @@ class UncenteredBatchNorm2d(nn.Module):
         else:
             var = self.running_var
         factor = self.weight * (var + _NORM_EPS).rsqrt()
-        return scale(factor.to(x.dtype).view(1, -1, 1, 1), x, self.mode)
+        return hold_factor(factor.to(x.dtype), self.mode).view(1, -1, 1, 1) * x
 
 
 class CenteredNorm(nn.Module):
@@ -260,7 +228,7 @@ class CenteredNorm(nn.Module):
             weight = weight.view(-1, 1, 1)
         var, mean = torch.var_mean(to_float32(x), dim=dims, correction=0, keepdim=True)
         factor = (var + _NORM_EPS).rsqrt().to(x.dtype)
-        return scale(factor, x - mean.to(x.dtype), self.mode) * weight
+        return hold_factor(factor, self.mode) * (x - mean.to(x.dtype)) * weight
 
 
 class ClassMapOutput(NamedTuple):

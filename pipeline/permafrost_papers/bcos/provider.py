@@ -76,8 +76,7 @@ class BcosClassifier(Classifier):
         return encoded, None
 
     def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
-        logits: Tensor = self.inner(features)
-        return logits
+        return self.inner(features)  # type: ignore[no-any-return]
 
     def forward(
         self, images: Tensor, intermediates: Intermediates = NO_INTERMEDIATES

@@ -34,10 +34,10 @@ from permafrost_papers.interpretability.concepts import (
 )
 from permafrost_papers.interpretability.options import DissectionOptions
 from permafrost_papers.interpretability.overlap import (
-    LargestActivations,
     OverlapCounts,
-    TopImages,
     firing_mask,
+    keep_largest,
+    keep_top_images,
     kept_of,
 )
 from permafrost_papers.probe_set import activations
@@ -57,7 +57,8 @@ class DissectionResult:
     """IoU f64 [U, C] of each unit with each label."""
     thresholds: Tensor
     """Thresholds f32 [U]."""
-    top: TopImages
+    top_images: Tensor
+    """Numbers of the images with the highest activation of each unit, i64 [U, n]."""
     images: int
 
 
@@ -174,29 +175,25 @@ def dissect(
     blank = units_of(model, _blank(model, options), options.stage)
     _, units, h, w = blank.shape
     keep = kept_of(options.quantile, len(concepts) * h * w)
-    largest = LargestActivations(blank.new_zeros(units, 0), keep)
-    top = TopImages(
-        blank.new_zeros(units, 0),
-        torch.zeros(units, 0, dtype=torch.int64, device=model.device),
-        options.top_images,
-    )
+    largest = blank.new_zeros(units, 0)
+    top = largest, torch.zeros(units, 0, dtype=torch.int64, device=model.device)
     for numbers, _, activation_batch in _passes(
         model, concepts, options, batch_size, with_labels=False
     ):
-        largest = largest + LargestActivations.of(activation_batch, keep)
-        which = torch.tensor(numbers, device=model.device)
-        top = top + TopImages.of(activation_batch, which, options.top_images)
+        largest = keep_largest(largest, activation_batch, keep)
+        further = torch.tensor(numbers, device=model.device)
+        top = keep_top_images(*top, activation_batch, further, options.top_images)
     counts = OverlapCounts.zeros(units, concepts.labels)
     for _, pictures, activation_batch in _passes(model, concepts, options, batch_size):
         for picture, activation in zip(pictures, activation_batch, strict=True):
             layers = torch.from_numpy(picture.layers).long().to(model.device)
-            masks = firing_mask(activation, largest.thresholds, (layers.shape[1], layers.shape[2]))
+            masks = firing_mask(activation, largest[:, -1], (layers.shape[1], layers.shape[2]))
             counts.count(masks, layers, picture.whole, concepts.labels, options.cat_presence)
     return DissectionResult(
         concepts.labels,
         counts.iou(concepts.labels),
-        largest.thresholds.float().cpu(),
-        TopImages(top.values.cpu(), top.numbers.cpu(), top.keep),
+        largest[:, -1].float().cpu(),
+        top[1].cpu(),
         len(concepts),
     )
 
@@ -289,9 +286,10 @@ def _write_pictures(
     best, concept = dissection.iou.max(dim=1)
     frames, masks = [], []
     for unit in units:
-        numbers = dissection.top.numbers[unit].tolist()
-        pictures = [concepts.read(number, with_labels=False) for number in numbers]
-        images = model_inputs(model, pictures)
+        numbers = dissection.top_images[unit].tolist()
+        images = model_inputs(
+            model, [concepts.read(number, with_labels=False) for number in numbers]
+        )
         unit_activations = units_of(
             model, _legacy_normalization(model, images, options), options.stage
         )[:, unit : unit + 1]
@@ -309,8 +307,10 @@ def _write_pictures(
     if units:
         tensors["shown_frames"] = torch.stack(frames)
         tensors["shown_masks"] = torch.stack(masks).to(torch.uint8)
-    data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-    context.write(f"{NAME}-{context.split}.safetensors", data)
+    context.write(
+        f"{NAME}-{context.split}.safetensors",
+        save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}),
+    )
 
 
 EVALUATOR = Evaluator(

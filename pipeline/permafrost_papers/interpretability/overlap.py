@@ -45,60 +45,40 @@ def kept_of(quantile: float, activations: int) -> int:
     return math.floor(quantile * activations + _ROUNDING) + 1
 
 
-@dataclass(frozen=True)
-class LargestActivations:
-    """Largest activations of each unit over some images, which can be merged over parts."""
+def keep_largest(largest: Tensor, activations: Tensor, keep: int) -> Tensor:
+    """Merge the largest activations of each unit so far with those of further images.
 
-    values: Tensor
-    """Activations [U, n] in descending order, n <= keep."""
-    keep: int
+    Args:
+        largest: [U, n], n <= keep.
+        activations: [B, U, h, w].
+        keep: Number of activations per unit.
 
-    @classmethod
-    def of(cls, activations: Tensor, keep: int) -> LargestActivations:
-        """Select the `keep` largest of activations [B, U, h, w], or all if there are fewer."""
-        flat = activations.transpose(0, 1).flatten(1)
-        return cls(flat.topk(min(keep, flat.shape[1]), dim=1).values, keep)
-
-    def __add__(self, other: LargestActivations) -> LargestActivations:
-        both = torch.cat([self.values, other.values], dim=1)
-        return LargestActivations(both.topk(min(self.keep, both.shape[1]), dim=1).values, self.keep)
-
-    @property
-    def thresholds(self) -> Tensor:
-        """Thresholds [U]."""
-        return self.values[:, -1]
+    Returns:
+        The `keep` largest in descending order, or all if there are fewer. The last column has the thresholds.
+    """
+    both = torch.cat([largest, activations.transpose(0, 1).flatten(1)], dim=1)
+    return both.topk(min(keep, both.shape[1]), dim=1).values
 
 
-@dataclass(frozen=True)
-class TopImages:
-    """The images with the highest maximal activation of each unit, which can be merged over parts."""
+def keep_top_images(
+    values: Tensor, numbers: Tensor, activations: Tensor, further: Tensor, keep: int
+) -> tuple[Tensor, Tensor]:
+    """Merge the images with the highest maximal activation of each unit so far with further images.
 
-    values: Tensor
-    """Maximal activations [U, n] in descending order."""
-    numbers: Tensor
-    """Numbers of the images, i64 [U, n]."""
-    keep: int
+    Args:
+        values: Maximal activations [U, n] in descending order.
+        numbers: Numbers of their images, i64 [U, n].
+        activations: [B, U, h, w].
+        further: Numbers of the further images, i64 [B].
+        keep: Number of images per unit.
 
-    @classmethod
-    def of(cls, activations: Tensor, numbers: Tensor, keep: int) -> TopImages:
-        """Select the `keep` images with the highest activation of each unit.
-
-        Args:
-            activations: [B, U, h, w].
-            numbers: Numbers of the images, i64 [B].
-            keep: Number of images per unit.
-        """
-        highest = activations.amax(dim=(2, 3)).T
-        return cls(highest, numbers.expand_as(highest), keep)._cut()
-
-    def __add__(self, other: TopImages) -> TopImages:
-        values = torch.cat([self.values, other.values], dim=1)
-        return TopImages(values, torch.cat([self.numbers, other.numbers], dim=1), self.keep)._cut()
-
-    def _cut(self) -> TopImages:
-        values, order = self.values.sort(dim=1, descending=True, stable=True)
-        order, values = order[:, : self.keep], values[:, : self.keep]
-        return TopImages(values, self.numbers.gather(1, order), self.keep)
+    Returns:
+        Values and numbers of the `keep` highest. Of equal values, the earlier images are first.
+    """
+    highest = activations.amax(dim=(2, 3)).T
+    numbers = torch.cat([numbers, further.expand_as(highest)], dim=1)
+    values, order = torch.cat([values, highest], dim=1).sort(dim=1, descending=True, stable=True)
+    return values[:, :keep], numbers.gather(1, order[:, :keep])
 
 
 # ---- overlap counts --------------------------------------------------------------------------------

@@ -184,16 +184,19 @@ def evaluate_distances(context: EvaluationContext) -> dict[str, Any]:
     options = context.options.of(DistanceCorrelationOptions)
     probes = _probes(context)
     forms = _forms(options)
-    blocks = enumerate(probes.blocks, start=1)
     write_keys(
-        context, NAME, {f"block{number}": context.dataset.keys_at(at) for number, at in blocks}
+        context,
+        NAME,
+        {
+            f"block{number}": context.dataset.keys_at(block)
+            for number, block in enumerate(probes.blocks, start=1)
+        },
     )
-    networks = dict.fromkeys(["student", *compared_networks(options)])
     distances_by_network = {
         name: teacher_distances(context, probes, forms)
         if name == "teacher"
         else network_distances(context, student_of(name, context, options), probes, forms)
-        for name in networks
+        for name in dict.fromkeys(["student", *compared_networks(options)])
     }
     main = {name: by_form[forms[0]] for name, by_form in distances_by_network.items()}
     layers = _paired(main, options.layers)

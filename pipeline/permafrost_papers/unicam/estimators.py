@@ -66,7 +66,7 @@ def centered_gram(
 
 def distances_of_gram(gram: Tensor) -> Tensor:
     """Compute condensed Euclidean distances of records from their inner products [n, n]."""
-    rows, columns = _pairs(len(gram), gram.device)
+    rows, columns = torch.triu_indices(len(gram), len(gram), offset=1, device=gram.device)
     norms = gram.diagonal()
     scale = norms[rows] + norms[columns]
     squared = scale - 2 * gram[rows, columns]
@@ -81,11 +81,10 @@ def feature_distances(features: Tensor, *, l2norm: bool = False) -> Tensor:
         features: [n, p], of any float dtype.
         l2norm: Divide the features of each record by their norm first.
     """
-    lengths = None
-    if l2norm:
-        lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=torch.float64)
-        lengths = lengths.clamp(min=1e-300)
-    return distances_of_gram(centered_gram(features, lengths))
+    if not l2norm:
+        return distances_of_gram(centered_gram(features))
+    lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=torch.float64)
+    return distances_of_gram(centered_gram(features, lengths.clamp(min=1e-300)))
 
 
 def num_records(condensed: Tensor) -> int:
@@ -96,14 +95,9 @@ def num_records(condensed: Tensor) -> int:
 def square(condensed: Tensor) -> Tensor:
     """Expand condensed values to a symmetric matrix [n, n] with a zero diagonal."""
     n = num_records(condensed)
-    rows, columns = _pairs(n, condensed.device)
+    rows, columns = torch.triu_indices(n, n, offset=1, device=condensed.device)
     matrix = condensed.new_zeros(n, n).index_put((rows, columns), condensed)
     return matrix + matrix.T
-
-
-def _pairs(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    rows, columns = torch.triu_indices(n, n, offset=1, device=device)
-    return rows, columns
 
 
 # ---- inner products ------------------------------------------------------------------------------
@@ -123,7 +117,7 @@ def u_centered(condensed: Tensor) -> Tensor:
         f"distance correlation needs at least {MIN_RECORDS} records, got {n}",
         ValueError,
     )
-    rows, columns = _pairs(n, condensed.device)
+    rows, columns = torch.triu_indices(n, n, offset=1, device=condensed.device)
     sums = square(condensed).sum(dim=1)
     total = sums.sum() / ((n - 1) * (n - 2))
     centered = condensed - (sums[rows] + sums[columns]) / (n - 2) + total
@@ -216,16 +210,13 @@ class InnerProducts:
         center = v_centered if biased else u_centered
         stacked = torch.stack([center(condensed) for condensed in distances.values()])
         sums = stacked @ stacked.T / n**2 if biased else inner(stacked, stacked)
-        freedom = n * (n - 3) // 2
-        if not permutations:
-            return cls(tuple(distances), sums, records=n, freedom=freedom)
         return cls(
             tuple(distances),
             sums,
             records=n,
-            freedom=freedom,
-            permuted=_permuted(stacked, n, permutations, seed),
-            without=_without_each(stacked, sums, n),
+            freedom=n * (n - 3) // 2,
+            permuted=_permuted(stacked, n, permutations, seed) if permutations else None,
+            without=_without_each(stacked, sums, n) if permutations else None,
         )
 
     def merge(self, other: InnerProducts) -> InnerProducts:
@@ -359,17 +350,13 @@ class InnerProducts:
         """Compute the one-sided p-value of an R* of these records under independence.
 
         T = sqrt(v - 1) R* / sqrt(1 - R*^2) follows Student's t with v - 1 degrees of freedom, v = n (n - 3) / 2
-        (Szekely and Rizzo 2013). This is valid for high-dimensional features only. For labels of few classes the value
-        is too small (see `permutation_p`).
+        (Szekely and Rizzo 2013), so (1 - R*) / 2 has the beta distribution of parameters (v - 1) / 2. This is valid for
+        high-dimensional features only. For labels of few classes the value is too small (see `permutation_p`).
         """
-        from scipy.special import stdtr
+        from scipy.special import betainc
 
-        value, freedom = float(r_star), self.freedom - 1
-        if value >= 1:
-            return 0.0
-        if value <= -1:
-            return 1.0
-        return float(stdtr(freedom, -math.sqrt(freedom) * value / math.sqrt(1 - value**2)))
+        half = (self.freedom - 1) / 2
+        return float(betainc(half, half, float(((1 - r_star) / 2).clamp(0, 1))))
 
 
 def _without_each(stacked: Tensor, sums: Tensor, n: int) -> Tensor:
@@ -390,7 +377,7 @@ def _without_each(stacked: Tensor, sums: Tensor, n: int) -> Tensor:
 def _permuted(stacked: Tensor, n: int, permutations: int, seed: int) -> Tensor:
     """Inner products [m, P] of U-centered matrices [m, pairs] with the last one, its n records permuted P times."""
     generator = np.random.default_rng(seed)
-    rows, columns = _pairs(n, stacked.device)
+    rows, columns = torch.triu_indices(n, n, offset=1, device=stacked.device)
     last = square(stacked[-1])
     parts = []
     at_once = max(1, min(_PERMUTATIONS_AT_ONCE, _PAIRS_AT_ONCE // len(last) ** 2))

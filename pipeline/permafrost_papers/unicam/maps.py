@@ -19,9 +19,10 @@ Shape letters: n records, r of them explained, m records of the bank, p values o
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from permafrost.core.errors import require
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.store.artifacts import Artifact
-from permafrost_papers.probe_set import POOLED, activations, layer_features, layer_names, pool
+from permafrost_papers.probe_set import POOLED, activations, layer_features, layer_names
 from permafrost_papers.unicam.estimators import (
     correlation,
     feature_distances,
@@ -63,14 +64,9 @@ class ProbeSplit:
     """Number of classes in the banks. The maps are not informative about other classes."""
 
 
-@dataclass(frozen=True)
-class NetworkActivations:
-    """Activations of one network by depth."""
-
-    features: dict[int, Tensor]
-    """Features f32 [n, p] of all records."""
-    grids: dict[int, Tensor]
-    """Activations f32 [r, C, h, w] of the explained records: at depth 1 the input of the average, else the layer."""
+NetworkActivations: TypeAlias = dict[str, Tensor]
+"""Activations of one network: `features/<depth>`, features f32 [n, p] of all records, and `grids/<depth>`, activations
+f32 [r, C, h, w] of the explained records (at depth 1 the input of the average, else the layer)."""
 
 
 def feature_of(depth: int, grids: Tensor) -> Tensor:
@@ -83,7 +79,7 @@ def feature_of(depth: int, grids: Tensor) -> Tensor:
     Returns:
         [B, p]: the spatial average at depth 1, otherwise the flattened activations.
     """
-    return pool(grids) if depth == _POOLED_DEPTH else grids.flatten(1)
+    return grids.mean(dim=(2, 3)) if depth == _POOLED_DEPTH else grids.flatten(1)
 
 
 def check_depths(option: str, model: EvaluatedModel, depths: Sequence[int], title: str) -> None:
@@ -121,8 +117,7 @@ def collect_activations(
         probe_split: Explained records and banks.
         depths: Depths, counted from 1 at the average of the deepest layer.
     """
-    features: dict[int, list[Tensor]] = {depth: [] for depth in depths}
-    grids: dict[int, list[Tensor]] = {depth: [] for depth in depths}
+    parts: dict[str, list[Tensor]] = defaultdict(list)
     done = 0
     for images in replace(context, model=model).iter_views(probe_split.positions.tolist()):
         layers = activations(model.network, images)
@@ -132,13 +127,12 @@ def collect_activations(
             list(layers.values())[-1],
         ]  # depth 1 explains the input of the average
         for depth in depths:
-            features[depth].append(by_layer[-depth].cpu())
-            grids[depth].append(shown[-depth][: max(probe_split.explained - done, 0)].cpu())
+            parts[f"features/{depth}"].append(by_layer[-depth].cpu())
+            parts[f"grids/{depth}"].append(
+                shown[-depth][: max(probe_split.explained - done, 0)].cpu()
+            )
         done += len(images)
-    return NetworkActivations(
-        features={depth: torch.cat(parts) for depth, parts in features.items()},
-        grids={depth: torch.cat(parts) for depth, parts in grids.items()},
-    )
+    return {name: torch.cat(values) for name, values in parts.items()}
 
 
 # ---- the teacher's -------------------------------------------------------------------------------
@@ -148,17 +142,11 @@ def teacher_views(
     context: EvaluationContext, probe_split: ProbeSplit, depths: Sequence[int]
 ) -> NetworkActivations:
     """Load the teacher's activations from the store, or compute them with the network and store them."""
-    if not (artifact := activations_artifact(context, probe_split, depths)).exists:
-        views = collect_activations(context, context.networks.teacher, probe_split, depths)
-        tensors = {f"features/{depth}": values for depth, values in views.features.items()}
-        tensors |= {f"grids/{depth}": values for depth, values in views.grids.items()}
-        artifact.save(tensors, {"layers": [f"depth{depth}" for depth in depths]})
-        return views
-    _, tensors = artifact.load()
-    return NetworkActivations(
-        features={depth: tensors[f"features/{depth}"] for depth in depths},
-        grids={depth: tensors[f"grids/{depth}"] for depth in depths},
-    )
+    if (artifact := activations_artifact(context, probe_split, depths)).exists:
+        return artifact.load()[1]
+    views = collect_activations(context, context.networks.teacher, probe_split, depths)
+    artifact.save(views, {"layers": [f"depth{depth}" for depth in depths]})
+    return views
 
 
 def activations_artifact(
@@ -198,12 +186,9 @@ def relevance_left(x: Tensor, given: Tensor, labels: Tensor) -> Tensor:
 
 def row_distances(feature: Tensor, features: Tensor) -> Tensor:
     """Compute the distances f64 [m] of one feature [p] from others [m, p]. The derivative at an equal feature is 0."""
-    distances: Tensor = torch.cdist(
-        feature[None].double(),
-        features.double(),
-        compute_mode="donot_use_mm_for_euclid_dist",
-    )
-    return distances[0]
+    return torch.cdist(
+        feature[None].double(), features.double(), compute_mode="donot_use_mm_for_euclid_dist"
+    )[0]
 
 
 @dataclass(frozen=True)

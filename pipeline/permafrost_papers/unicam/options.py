@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
@@ -81,8 +82,7 @@ class ComparedFeaturesOptions(EvaluatorOptions):
 
 def compared_networks(options: ComparedFeaturesOptions) -> list[str]:
     """Return the networks that the pairs name, each once."""
-    pairs = wanted_pairs(options.pairs, options.baseline)
-    return list(dict.fromkeys(name for pair in pairs for name in pair))
+    return list(dict.fromkeys(chain(*wanted_pairs(options.pairs, options.baseline))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,5 +152,4 @@ class UnicamOptions(ComparedFeaturesOptions):
         )
 
 
-EVALUATORS["distance_correlation"] = DistanceCorrelationOptions
-EVALUATORS["unicam"] = UnicamOptions
+EVALUATORS.update({"distance_correlation": DistanceCorrelationOptions, "unicam": UnicamOptions})

@@ -160,8 +160,9 @@ def check_unicam(context: EvaluationContext) -> Mapping[str, str]:
         check_depths(option, context.networks.teacher, options.depths, "the teacher")
     files = check_compared(context, options)
     if options.baseline is not None:
-        baseline = context.networks.student(options.baseline)
-        check_depths(option, baseline, options.depths, "the baseline")
+        check_depths(
+            option, context.networks.student(options.baseline), options.depths, "the baseline"
+        )
     return files
 
 
@@ -222,16 +223,16 @@ def _explain(
     options: UnicamOptions,
 ) -> tuple[Tensor, dict[str, Maps]]:
     """Compute the objectives f32 [r] of one pair at one depth, and the maps by reduction."""
-    every = (x.features[depth], given.features[depth], labels)
+    every = (x[f"features/{depth}"], given[f"features/{depth}"], labels)
     banks = [Bank.of(*(values[bank] for values in every)) for bank in probe_split.banks]
     objectives: list[float] = []
     maps: dict[str, Maps] = {name: [] for name in options.reductions}
-    for place, activation in enumerate(x.grids[depth]):
+    for place, activation in enumerate(x[f"grids/{depth}"]):
         explained = [
             explain_record(
                 activation,
                 lambda grids: feature_of(depth, grids),
-                given.features[depth][place],
+                given[f"features/{depth}"][place],
                 labels[place],
                 _without_record(bank, members, place),
             )
@@ -328,11 +329,13 @@ def _write(
         "networks": compared,
         "frame": context.frame,
     }
-    data = save(
-        {key: tensor.contiguous() for key, tensor in tensors.items()},
-        metadata={key: json.dumps(value) for key, value in header.items()},
+    context.write(
+        name,
+        save(
+            {key: tensor.contiguous() for key, tensor in tensors.items()},
+            metadata={key: json.dumps(value) for key, value in header.items()},
+        ),
     )
-    context.write(name, data)
 
 
 def _write_overlays(

@@ -16,10 +16,12 @@ def teacher_artifact(context: EvaluationContext, kind: str, **made_from: Any) ->
         kind: First part of the artifact's name.
         made_from: Everything else that determines the numbers, as JSON: the records and their order.
     """
-    described = context.networks.described_teacher
     made_from |= {
-        # Evaluators run the teacher in float32, independent of its pass.
-        "teacher": {name: value for name, value in described.items() if name != "dtype"},
+        "teacher": {
+            name: value
+            for name, value in context.networks.described_teacher.items()
+            if name != "dtype"  # evaluators run the teacher in float32, independent of its pass
+        },
         "store": context.store.manifest.fingerprint,
         "frame": context.frame,
     }

@@ -79,8 +79,6 @@ def unicam_figures(
 
     A network whose maps are of other records than the first one's is left out.
     """
-    if not results:
-        return []
     figures = []
     for split in dict.fromkeys(split for result in results for split in result.metrics):
         students: list[_Maps] = []
@@ -90,8 +88,7 @@ def unicam_figures(
             if not (result.evaluation / name).exists():
                 continue
             tensors, header = _read(check_written(result.evaluation, name))
-            if records is None:
-                records = header["keys"]
+            records = records or header["keys"]
             if header["keys"] == records:
                 explained = _explained(result, split, store, header)
                 students.append(_Maps(result.label, tensors, explained))
@@ -108,7 +105,6 @@ def _figure(students: list[_Maps], split: str, store: Store) -> PictureFigure:
     if "teacher_maps" in students[0].explained:
         maps = students[0].explained["teacher_maps"].numpy()
         rows.append(PictureRow("teacher", overlays(students[0].frames, maps)))
-    several = any(len(_depths(student)) > 1 for student in students)
     for student in students:
         depths = _depths(student)
         opening = f"{student.label}: "
@@ -118,6 +114,7 @@ def _figure(students: list[_Maps], split: str, store: Store) -> PictureFigure:
             opening = "  "
         for pair, title in _PAIRS.items():
             rows += student.row(opening + title, pair, "mean" if len(depths) > 1 else depths[0])
+    several = any(len(_depths(student)) > 1 for student in students)
     mean = ", each as the mean over depths" if several else ""
     has_own = any("maps" in student.explained for student in students)
     intro = "each student's own map of the true class, and below it " if has_own else ""

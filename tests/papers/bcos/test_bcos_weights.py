@@ -59,18 +59,10 @@ def three_layers() -> BcosClassifier:
     return BcosClassifier(ThreeLayers(BcosSettings(mode)), mode).double().eval()
 
 
-def detached_scale(factor: Tensor, x: Tensor, mode: ExplanationMode) -> Tensor:
-    """Scaling with a detached factor, as libraries for inference implement the explanation mode."""
-    return factor.detach() * x
-
-
-def detached_attend(attention: Tensor, values: Tensor, mode: ExplanationMode) -> Tensor:
-    return attention.detach() @ values
-
-
 def detach_factors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "scale", detached_scale)
-    monkeypatch.setattr(vit, "attend", detached_attend)
+    """Detach factors in the forward pass, as libraries for inference implement the explanation mode."""
+    for module in (layers, vit):
+        monkeypatch.setattr(module, "hold_factor", lambda factor, mode: factor.detach())
 
 
 # ---- values of the weights -----------------------------------------------------------------------

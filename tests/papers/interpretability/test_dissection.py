@@ -19,10 +19,10 @@ from permafrost_papers.interpretability.concepts import (
 from permafrost_papers.interpretability.dissection import dissect
 from permafrost_papers.interpretability.options import DissectionOptions
 from permafrost_papers.interpretability.overlap import (
-    LargestActivations,
     OverlapCounts,
-    TopImages,
     firing_mask,
+    keep_largest,
+    keep_top_images,
     kept_of,
 )
 from tests.support.broden import encode_labels, write_broden
@@ -60,14 +60,14 @@ def test_thresholds_are_those_of_a_full_sort_however_the_images_come(chunks, qua
     activations = torch.randn(600, 3, 2, 4, generator=torch.Generator().manual_seed(1)).double()
     keep = kept_of(quantile, 600 * 8)
 
-    largest = LargestActivations(torch.zeros(3, 0).double(), keep)
+    largest = torch.zeros(3, 0).double()
     for part in activations.split(chunks):
-        largest = largest + LargestActivations.of(part, keep)
+        largest = keep_largest(largest, part, keep)
 
     flat = activations.transpose(0, 1).flatten(1)
     ordered = flat.sort(dim=1, descending=True).values
-    assert torch.equal(largest.thresholds, ordered[:, keep - 1])
-    above = (flat > largest.thresholds[:, None]).double().mean(dim=1)
+    assert torch.equal(largest, ordered[:, :keep])
+    above = (flat > largest[:, -1:]).double().mean(dim=1)
     assert above.max() <= quantile
     assert above.min() > quantile - 1 / (600 * 8)
 
@@ -80,15 +80,14 @@ def test_a_whole_number_of_activations_lies_above_the_threshold():
 
 def test_the_most_exciting_images_are_kept_in_order_from_any_parts():
     activations = torch.rand(30, 2, 3, 3, generator=torch.Generator().manual_seed(0))
-    numbers = torch.arange(30)
 
-    whole = TopImages.of(activations, numbers, 4)
-    parts = TopImages.of(activations[:11], numbers[:11], 4)
-    parts = parts + TopImages.of(activations[11:], numbers[11:], 4)
+    top = torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.int64)
+    for numbers in torch.arange(30).split([11, 2, 17]):
+        top = keep_top_images(*top, activations[numbers], numbers, 4)
 
-    assert torch.equal(parts.numbers, whole.numbers)
-    expected = activations.amax(dim=(2, 3)).argsort(dim=0, descending=True)[:4].T
-    assert torch.equal(whole.numbers, expected)
+    highest = activations.amax(dim=(2, 3)).sort(dim=0, descending=True)
+    assert torch.equal(top[0], highest.values[:4].T)
+    assert torch.equal(top[1], highest.indices[:4].T)
 
 
 # ---- firing masks --------------------------------------------------------------------------------
@@ -106,7 +105,7 @@ def test_a_map_is_upsampled_before_it_is_cut():
 def test_a_unit_that_never_fires_covers_nothing_and_detects_nothing(every_fifth):
     concept, _ = every_fifth
     silent = torch.zeros(1, SIDE, SIDE)
-    threshold = LargestActivations.of(silent[None], 4).thresholds
+    threshold = keep_largest(torch.zeros(1, 0), silent[None], 4)[:, -1]
 
     mask = firing_mask(silent, threshold, (SIDE, SIDE))
     iou = tally((mask, layer_of(concept, RED), ())).iou(LABELS)
@@ -122,9 +121,9 @@ def test_a_unit_that_is_the_concept_has_iou_one(every_fifth):
     concept, _ = every_fifth
     jitter = 0.01 * torch.rand(SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     activation = (concept + jitter)[None]
-    largest = LargestActivations.of(activation[None], kept_of(1 / 25, SIDE**2))
+    largest = keep_largest(torch.zeros(1, 0), activation[None], kept_of(1 / 25, SIDE**2))
 
-    mask = firing_mask(activation, largest.thresholds, (SIDE, SIDE))
+    mask = firing_mask(activation, largest[:, -1], (SIDE, SIDE))
     iou = tally((mask, layer_of(concept, CAT), ())).iou(LABELS)
 
     assert iou[0, CAT].item() == pytest.approx(1, abs=1e-9)
@@ -295,7 +294,7 @@ def test_units_that_see_colors_detect_them(batch_size, monkeypatch):
     assert not found.iou[2].any()
     again = dissect(model, concepts, DissectionOptions(quantile=float(reds)), 5)
     assert torch.equal(again.iou, found.iou)
-    assert torch.equal(again.top.numbers, found.top.numbers)
+    assert torch.equal(again.top_images, found.top_images)
 
 
 def test_the_published_normalization_takes_the_place_of_the_networks_own():
