@@ -77,17 +77,15 @@ TOP_K = Evaluator(
 )
 
 
-def _localization(context: EvaluationContext) -> dict[str, Any]:
-    return localization_metrics(context.predictions)
-
-
 def _check_localization(context: EvaluationContext) -> None:
     if context.has_regions or context.has_maps:
         return
     names = [folder.name for folder in context.store.pass_folders()]
     if names and not context.dataset.passes:
-        needs = f"no teacher pass is named, and {context.split} has no {context.options.region}; set store.teacher="
-        needs += f" to one of {', '.join(names)}"
+        needs = (
+            f"no teacher pass is named, and {context.split} has no {context.options.region}; set store.teacher= to one "
+            f"of {', '.join(names)}"
+        )
     else:
         needs = (
             f"{context.split} has no {context.options.region} (evaluate.region) and no teacher maps; localization "
@@ -98,4 +96,6 @@ def _check_localization(context: EvaluationContext) -> None:
     logger.info("%s", needs)
 
 
-LOCALIZATION = Evaluator(_localization, _check_localization)
+LOCALIZATION = Evaluator(
+    lambda context: localization_metrics(context.predictions), _check_localization
+)

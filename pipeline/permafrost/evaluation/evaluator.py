@@ -235,5 +235,4 @@ def evaluators_of(name: str) -> tuple[str, ...] | None:
 
 def evaluator_named(name: str) -> Evaluator:
     """Return the evaluator of that name in config.evaluation.EVALUATORS."""
-    evaluator: Evaluator = resolve_implementation(EVALUATORS[name])
-    return evaluator
+    return resolve_implementation(EVALUATORS[name])  # type: ignore[no-any-return]

@@ -221,8 +221,9 @@ def _thresholds(
         )
     threads = resolve_decode_threads(inputs.config.evaluate.decode_threads)
     dataset = open_split(inputs.store, inputs.passes, option, trained, threads, with_regions=False)
-    options = inputs.config.evaluate
-    predictions = predict_split(model, dataset, options, inputs.passes, localize=False)
+    predictions = predict_split(
+        model, dataset, inputs.config.evaluate, inputs.passes, localize=False
+    )
     logits = predictions.teacher_logits
     of_teacher = (
         best_thresholds(logits, predictions.labels[: len(logits)])

@@ -37,8 +37,7 @@ def contrast_scores(anchors: Tensor, bank: Tensor, indices: Tensor, tau: float) 
     Returns:
         [B, 1 + m].
     """
-    kept = bank[indices]  # [B, 1 + m, d]
-    return torch.exp(torch.einsum("bmd,bd->bm", kept, anchors) / tau)
+    return torch.exp(torch.einsum("bmd,bd->bm", bank[indices], anchors) / tau)
 
 
 def nce_loss(probabilities: Tensor, num_records: int) -> Tensor:
@@ -174,9 +173,8 @@ class CRDLoss(FeatureKDLoss):
         normalizer = self._normalization_of(scores)
         if torch.is_grad_enabled():
             self._seen = (records, student_embeddings.detach(), teacher_embeddings.detach())
-        num_records = len(self.teacher_bank)
         losses = [
-            nce_loss(each / constant, num_records)
+            nce_loss(each / constant, len(self.teacher_bank))
             for each, constant in zip(scores, normalizer, strict=True)
         ]
         return torch.stack(losses).sum()

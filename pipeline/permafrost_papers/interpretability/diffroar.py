@@ -109,8 +109,8 @@ def keep_part(
         fraction: Fraction that is kept.
         fill: Value of all others, in [0, 1].
     """
-    kept = ranked.select(rows, part, fraction)
-    return torch.where(kept, ranked.images[rows].float() / 255, fill)
+    images = ranked.images[rows].float() / 255
+    return torch.where(ranked.select(rows, part, fraction), images, fill)
 
 
 def mask_of_part(ranked: RankedImages, rows: Tensor, part: Part, fraction: float) -> Tensor:
@@ -301,10 +301,6 @@ def compare(
     }
     difference = {name: float(values.mean()) for name, values in pairs.items()}
     sd = {name: float(values.std()) for name, values in pairs.items()}
-    means = {
-        part: {name: float(np.mean(values)) for name, values in runs[part].items()}
-        for part in parts
-    }
     numbers = {
         "train_records": len(train.labels),
         "test_records": len(test.labels),
@@ -312,7 +308,10 @@ def compare(
         # One seed shows no spread.
         **({"sd": sd} if len(options.seeds) > 1 else {}),
         "mean": float(np.mean(list(difference.values()))),
-        "power": means,
+        "power": {
+            part: {name: float(np.mean(values)) for name, values in runs[part].items()}
+            for part in parts
+        },
         "mask_only": mask_only,
         "unmasked": unmasked,
         "chance": float(test.labels.bincount().max()) / len(test.labels),
@@ -344,8 +343,7 @@ def _free_rows(context: EvaluationContext) -> NDArray[np.int64]:
     )
     labels = context.store.index.values("label", rows)
     free = ~np.isin(rows, np.asarray(context.dataset.rows)) & (labels != NO_LABEL)
-    kept: NDArray[np.int64] = rows[free]
-    return kept
+    return np.compress(free, rows)
 
 
 def _ranked(context: EvaluationContext, rows: NDArray[np.int64]) -> RankedImages:

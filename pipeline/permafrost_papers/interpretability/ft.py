@@ -85,12 +85,11 @@ class FTLoss(PretrainedLoss):
 
     @property
     def pretraining(self) -> AuxiliaryPretraining:
-        epochs = self.config.paraphraser_epochs
         return AuxiliaryPretraining(
             parameters=[*self.paraphraser.parameters(), *self.reconstruction.parameters()],
-            epochs=epochs,
+            epochs=self.config.paraphraser_epochs,
             lr=self.config.paraphraser_lr,
-            decay_every_epochs=max(1, epochs),
+            decay_every_epochs=max(1, self.config.paraphraser_epochs),
             weight_decay=_WEIGHT_DECAY,
             loss=self._reconstruction_error,
         )

@@ -125,8 +125,10 @@ def _write_pictures(context: EvaluationContext, positions: list[int]) -> None:
             "labels": torch.cat(labels),
             "gradients": torch.cat(gradients),
         }
-        data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-        context.write(f"{NAME}-{context.split}.safetensors", data)
+        context.write(
+            f"{NAME}-{context.split}.safetensors",
+            save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}),
+        )
 
 
 # ---- quantities ----------------------------------------------------------------------------------
@@ -174,8 +176,7 @@ def mask_energy(gradients: Tensor, regions: Tensor) -> Tensor:
 def margin_alignment(images: Tensor, gradients: Tensor) -> Tensor:
     """Compute |<x, g>| / ||g||, f64 [B], of images and gradients [B, C, H, W], nan without a gradient."""
     x, g = images.double().flatten(1), gradients.double().flatten(1)
-    alignment: Tensor = (x * g).sum(dim=1).abs() / g.norm(dim=1)
-    return alignment
+    return (x * g).sum(dim=1).abs() / g.norm(dim=1)  # type: ignore[no-any-return]
 
 
 def energy_cosine(gradients: Tensor, maps: Tensor) -> Tensor:
@@ -190,8 +191,8 @@ def energy_cosine(gradients: Tensor, maps: Tensor) -> Tensor:
     grid = (maps.shape[-2], maps.shape[-1])
     pooled = F.adaptive_avg_pool2d(energy(gradients)[:, None], grid).flatten(1)
     positive = maps.double().clamp(min=0).flatten(1)
-    cosine: Tensor = (pooled * positive).sum(dim=1) / (pooled.norm(dim=1) * positive.norm(dim=1))
-    return cosine
+    lengths = pooled.norm(dim=1) * positive.norm(dim=1)
+    return (pooled * positive).sum(dim=1) / lengths  # type: ignore[no-any-return]
 
 
 EVALUATOR = Evaluator(

@@ -213,11 +213,10 @@ class ClassSimilarityOptions(EvaluatorOptions):
     CIFAR-100, found by the names of the classes."""
 
     def _check_together(self) -> None:
-        section = "evaluate.class_similarity"
         require(
             self.similarity is None or self.reference is None,
-            f"{section}.reference={self.reference} and {section}.similarity={self.similarity} each give a class "
-            "similarity; set one of them to null",
+            f"{self.section}.reference={self.reference} and {self.section}.similarity={self.similarity} each give a "
+            "class similarity; set one of them to null",
         )
 
 
@@ -299,16 +298,15 @@ class DiffroarOptions(EvaluatorOptions):
     """Channels of a probe's first convolution."""
 
     def _check_together(self) -> None:
-        section = "evaluate.diffroar"
         require(
             len(self.keep) > 0 and all(0 <= fraction <= 1 for fraction in self.keep),
-            f"{section}.keep must list at least one fraction in [0, 1], got {list(self.keep)}",
+            f"{self.section}.keep must list at least one fraction in [0, 1], got {list(self.keep)}",
         )
         for name in ("keep", "seeds"):
             values = getattr(self, name)
             require(
                 0 < len(values) == len(set(values)),
-                f"{section}.{name} must list at least one value, each once, got {list(values)}",
+                f"{self.section}.{name} must list at least one value, each once, got {list(values)}",
             )
 
 

@@ -57,9 +57,11 @@ class AuxiliaryPretraining:
                 optimizer.step()
                 values.append(term.detach())
             if distributed.is_first:
-                mean = float(torch.stack(values).mean())
                 logger.info(
-                    "pretraining of the loss, epoch %d/%d: %.4f", epoch + 1, self.epochs, mean
+                    "pretraining of the loss, epoch %d/%d: %.4f",
+                    epoch + 1,
+                    self.epochs,
+                    torch.stack(values).mean(),
                 )
         for parameter in self.parameters:
             parameter.grad = None

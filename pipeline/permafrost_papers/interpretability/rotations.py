@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -19,14 +18,13 @@ from permafrost_papers.interpretability.options import NUM_ROTATIONS
 
 def rotations() -> Tensor:
     """Return the exact canonical_from_view of the four rotations by multiples of 90 degrees, f64 [4, 3, 3]."""
-    turns = []
-    for quarter in range(NUM_ROTATIONS):
-        cosine, sine = (
-            round(math.cos(quarter * math.pi / 2)),
-            round(math.sin(quarter * math.pi / 2)),
-        )
-        turns.append([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
-    return torch.tensor(turns, dtype=torch.float64)
+    return torch.tensor(
+        [
+            [[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]]
+            for cosine, sine in ((1, 0), (0, 1), (-1, 0), (0, -1))
+        ],
+        dtype=torch.float64,
+    )
 
 
 def turn_views(batch: Batch) -> Batch:

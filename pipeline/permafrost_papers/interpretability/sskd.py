@@ -119,12 +119,11 @@ class SSKDLoss(PretrainedLoss):
 
     @property
     def pretraining(self) -> AuxiliaryPretraining:
-        epochs = self.config.head_epochs
         return AuxiliaryPretraining(
             parameters=list(self.teacher_head.parameters()),
-            epochs=epochs,
+            epochs=self.config.head_epochs,
             lr=self.config.head_lr,
-            decay_every_epochs=max(1, epochs // 3),
+            decay_every_epochs=max(1, self.config.head_epochs // 3),
             weight_decay=_WEIGHT_DECAY,
             loss=self._task_loss,
         )

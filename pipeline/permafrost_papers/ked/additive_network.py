@@ -47,10 +47,11 @@ class _InputClassifier(AdditiveClassifier):
 
     def __init__(self, config: AdditiveModelConfig) -> None:
         super().__init__(config)
-        if config.columns is not None:
-            self.normalize = Standardize(config.columns)
-            return
-        self.normalize = Normalize(*model_normalization(config))
+        self.normalize = (
+            Normalize(*model_normalization(config))
+            if config.columns is None
+            else Standardize(config.columns)
+        )
 
     def learn_moments(self, frames: Callable[[], Iterator[Tensor]]) -> None:
         if isinstance(self.normalize, Standardize):

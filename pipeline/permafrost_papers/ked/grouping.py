@@ -174,7 +174,7 @@ def _louvain(graph: NDArray[np.float64], seed: int, resolution: float) -> NDArra
         )
         for start in range(_STARTS)
     ]
-    assignments = [_assignment(sets, len(graph)) for sets in communities]
+    assignments = [_assignment(sets) for sets in communities]
     # Of equally good ones, max returns the first.
     return max(
         assignments,
@@ -205,12 +205,10 @@ def _splits(
     return _mergers(graph, _numbered(fine), within=coarse)[1 : number - len(groups) + 1]
 
 
-def _assignment(sets: list[set[int]], num_nodes: int) -> NDArray[np.int64]:
+def _assignment(sets: list[set[int]]) -> NDArray[np.int64]:
     """Convert communities from sets to i64 [n], numbered by their lowest node."""
-    assignment = np.empty(num_nodes, dtype=np.int64)
-    for community, members in enumerate(sets):
-        assignment[sorted(members)] = community
-    return _numbered(assignment)
+    community_of = {node: community for community, nodes in enumerate(sets) for node in nodes}
+    return _numbered(np.array([community_of[node] for node in range(len(community_of))]))
 
 
 def _mergers(
@@ -271,8 +269,7 @@ def _nearest(
         raise ValueError(
             f"features {null.tolist()} of the table do not depend on others; pass the correlation of its columns"
         )
-    nearest: NDArray[np.int64] = live[near.argmax(axis=1)]
-    return nearest
+    return live[near.argmax(axis=1)]  # type: ignore[no-any-return]
 
 
 def _numbered(assignment: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -201,8 +201,8 @@ class AdditiveModelConfig(ModelConfig):
     @property
     def features(self) -> int | None:
         """Number d of features that are grouped, None for the channels of a trunk, which has to be built first."""
-        are_channels = self.trunk_features == "channels"
-        return None if are_channels else self.columns or self.grid[0] * self.grid[1]
+        cells = self.columns or self.grid[0] * self.grid[1]
+        return None if self.trunk_features == "channels" else cells
 
     @property
     def is_input_mode(self) -> bool:
@@ -425,9 +425,13 @@ class SuperfeaturesOptions(EvaluatorOptions):
 
 
 MODELS["additive"] = AdditiveModelConfig
-SOURCES["tiny_imagenet"] = TinyImageNetDataConfig
-SOURCES["table"] = TableDataConfig
-SOURCES["sklearn_table"] = SklearnTableDataConfig
+SOURCES.update(
+    {
+        "tiny_imagenet": TinyImageNetDataConfig,
+        "table": TableDataConfig,
+        "sklearn_table": SklearnTableDataConfig,
+    }
+)
 METHODS["ked"] = KEDConfig
 TEACHINGS["ked"] = KEDTeachingConfig
 EXPLAINERS["superfeatures"] = SuperfeaturesConfig

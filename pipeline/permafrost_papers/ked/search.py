@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -205,9 +205,8 @@ class PartitionSearch:
         return partition_artifact(self.store.folder, made_from, self._options())
 
     def _options(self) -> dict[str, Any]:
-        teaching = asdict(self.teaching)
         return {
-            **{name: teaching[name] for name in _MEASURED_BY},
+            **{name: getattr(self.teaching, name) for name in _MEASURED_BY},
             "superfeatures": self.teacher.superfeatures,
             "levels": max(self.teacher.superfeatures, self.teaching.levels),
             "grid": list(self.teacher.grid) if self.teacher.columns is None else None,
@@ -221,10 +220,9 @@ class PartitionSearch:
     def _measure(self, distributed: DistributedContext, device: torch.device) -> DependencySums:
         model = freeze(build_model(self.black_box, self.store.manifest.classes)).to(device)
         order = balanced_order(self.store.index, self.teaching.split, self.teaching.grouping_seed)
-        size = self._probed_size()
         first = order[: self.teaching.records]
-        columns = self.teacher.columns
-        probes = table_probes(columns) if columns else pixel_probes(size, self.teacher.grid)
+        columns, grid = self.teacher.columns, self.teacher.grid
+        probes = table_probes(columns) if columns else pixel_probes(self._probed_size(), grid)
         probes = probes.scale_amplitudes(
             feature_scales((inputs for _, inputs in self._inputs(first, device)), probes)
         )

@@ -24,7 +24,7 @@ from permafrost.core.errors import quote
 from permafrost.core.records import NO_LABEL, Content, Record, escape_key
 from permafrost.sources.classes import ClassIndex, index_classes, load_class_list
 from permafrost.sources.splits import TRAIN, split_of, split_off_test
-from permafrost.sources.table_files import tally_unknown, to_label
+from permafrost.sources.table_files import require_columns, tally_unknown, to_label
 from permafrost.sources.tally import Tally
 from permafrost.store.codecs import SUFFIX, RowError, encode_row
 from permafrost_papers.ked.data_options import SklearnTableDataConfig, TableDataConfig
@@ -125,7 +125,7 @@ class TableSource(_RowSource):
     @cached_property
     def _contents(self) -> _Contents:
         table = read_columns(self._table)
-        table.require(self._columns())
+        require_columns(self._table, self._columns(), table.table.column_names)
         classes = self._classes(table)
         records = self._without_values(table, classes)
         in_training = np.fromiter((record.split == TRAIN for record in records), np.bool_)

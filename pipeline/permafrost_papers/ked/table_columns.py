@@ -24,7 +24,6 @@ from permafrost.sources.table_files import (
     column_names,
     iter_parts,
     readable,
-    require_columns,
     to_text,
 )
 from permafrost_papers.ked.data_options import ALL_COLUMNS, TableDataConfig
@@ -43,23 +42,6 @@ class TableColumns:
     path: Path
     table: pa.Table
     """Cells of the table; those of a CSV are all text."""
-
-    @property
-    def names(self) -> list[str]:
-        """Column names in the file's order."""
-        names: list[str] = self.table.column_names
-        return names
-
-    def require(self, columns: dict[str, str]) -> None:
-        """Check that columns exist.
-
-        Args:
-            columns: Column that each option names.
-
-        Raises:
-            ConfigError: If a column does not exist.
-        """
-        require_columns(self.path, columns, self.names)
 
     def texts(self, column: str) -> Iterator[str | None]:
         """Yield every cell as text, a whole number without its decimal point; None for an empty cell."""
@@ -90,8 +72,7 @@ class TableColumns:
             or pa.types.is_boolean(kind)
         ):
             return np.full(len(values), np.nan)
-        numbers: NDArray[np.float64] = values.cast(pa.float64(), safe=False).to_numpy()
-        return numbers
+        return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(), np.float64)
 
     def error_message(self, row: int, column: str) -> str:
         """Describe why a cell is not a finite float32; `row` counts from 0, the message counts from 1."""
@@ -210,7 +191,7 @@ def _numeric_columns(
         return {name: _narrow(table, name, table.numbers(name)) for name in config.features}
     named = {config.label, config.split, config.key, *config.exclude, *config.categorical}
     columns, left_out = {}, []
-    for name in [name for name in table.names if name not in named]:
+    for name in [name for name in table.table.column_names if name not in named]:
         numbers = table.numbers(name)
         if np.isnan(numbers).all():
             cell = next(filter(None, map(to_text, table.cells(name))), "")

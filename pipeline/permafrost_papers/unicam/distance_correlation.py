@@ -334,16 +334,18 @@ def _table(
     }
     if labels:
         named[_LABELS] = labels
-    of_blocks = (
-        InnerProducts.from_distances(
-            {name: blocks[block] for name, blocks in named.items()},
-            biased=not labels,
-            permutations=permutations,
-            seed=derive_seed(seed, "permutations", block),
-        )
-        for block in range(len(next(iter(named.values()))))
+    return reduce(
+        InnerProducts.merge,
+        (
+            InnerProducts.from_distances(
+                {name: blocks[block] for name, blocks in named.items()},
+                biased=not labels,
+                permutations=permutations,
+                seed=derive_seed(seed, "permutations", block),
+            )
+            for block in range(len(next(iter(named.values()))))
+        ),
     )
-    return reduce(InnerProducts.merge, of_blocks)
 
 
 EVALUATOR = Evaluator(

@@ -18,7 +18,7 @@ labels.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -357,21 +357,26 @@ def _write_overlays(
             context.write(f"{NAME}-{context.split}/{pair}/{name}.png", data)
 
 
+_MEANS: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
+    "objective": {"objective": torch.mean},
+    "empty": {"empty_fraction": torch.mean},
+    "reliability": {"reliability": torch.mean, "reliability_min": torch.min},
+}
+"""Numbers of each kind of tensor, over the records for which it is defined."""
+
+
 def _means(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Means objective, empty_fraction, reliability and reliability_min: pair -> depth -> (reduction ->) value."""
+    """Numbers of _MEANS by name: pair -> depth -> (reduction ->) value."""
     means: dict[str, Any] = {}
     for path, values in tensors.items():
-        pair, depth, *rest = path.split("/")
-        if rest == ["objective"]:
-            means.setdefault("objective", {}).setdefault(pair, {})[depth] = float(values.mean())
-        elif rest[-1] == "empty":
-            place = means.setdefault("empty_fraction", {}).setdefault(pair, {})
-            place.setdefault(depth, {})[rest[0]] = float(values.float().mean())
-        elif rest[-1] == "reliability" and not values.isnan().all():
-            known = values[~values.isnan()]
-            for name, value in (("reliability", known.mean()), ("reliability_min", known.min())):
-                place = means.setdefault(name, {}).setdefault(pair, {})
-                place.setdefault(depth, {})[rest[0]] = float(value)
+        *places, last, kind = path.split("/")
+        known = values[~values.isnan()].float()
+        for name, reduce in _MEANS.get(kind, {}).items():
+            if len(known):
+                entry = means.setdefault(name, {})
+                for place in places:
+                    entry = entry.setdefault(place, {})
+                entry[last] = float(reduce(known))
     return means
 
 
