@@ -31,38 +31,24 @@ def truth():
     return levels
 
 
-def scores(maps, truth):
-    tally = BandCounts.of(maps, truth, HARD)
+@pytest.mark.parametrize(
+    ("heat", "expected"),
+    [
+        (HEAT, {"accuracy": 1, "recall": 1, "precision": 1, "fpr": 0}),  # the truth itself
+        (0 * HEAT, {"accuracy": 10 / 16, "recall": 0, "precision": 0, "fpr": 0}),
+        # Negated: the object's share, because there the bands differ in sign.
+        (-HEAT, {"accuracy": 10 / 16, "recall": 0, "precision": 0, "fpr": 6 / 16}),
+        # Constant: nothing is missed, and no background is left.
+        (0 * HEAT + 1, {"accuracy": 2 / 16, "recall": 1, "precision": 2 / 16, "fpr": 1}),
+    ],
+)
+def test_the_truth_itself_is_right_everywhere(truth, heat, expected):
+    tally = BandCounts.of(heat[truth], truth, HARD)
+
+    assert {name: float(values[0]) for name, values in tally.scores.items()} == expected
     assert int(tally.counts.sum()) == truth.numel()
-    return {name: float(values[0]) for name, values in tally.scores.items()}
-
-
-def test_the_truth_itself_is_right_everywhere(truth):
-    assert scores(HEAT[truth], truth) == {"accuracy": 1, "recall": 1, "precision": 1, "fpr": 0}
-
-
-def test_a_map_of_zeros_is_right_on_the_background_and_marks_nothing(truth):
-    found = scores(torch.zeros(1, 4, 4), truth)
-
-    assert found == {"accuracy": 10 / 16, "recall": 0, "precision": 0, "fpr": 0}
-    tally = BandCounts.of(torch.zeros(1, 4, 4), truth, HARD)
-    assert tally.metrics["background_fraction"] == tally.metrics["accuracy"]["hard"]
-    assert tally.metrics["zero_map_fraction"] == 1
-
-
-def test_a_negated_map_marks_the_object_wrongly(truth):
-    found = scores(-HEAT[truth], truth)
-
-    assert (found["recall"], found["precision"]) == (0, 0)
-    assert found["fpr"] == 6 / 16  # the object's share: there the bands differ in sign
-
-
-def test_a_constant_map_leaves_no_background(truth):
-    found = scores(torch.ones(1, 4, 4), truth)
-
-    assert found["fpr"] == 1
-    assert found["recall"] == 1  # nothing is missed
-    assert found["precision"] == 2 / 16
+    assert tally.metrics["background_fraction"] == 10 / 16
+    assert tally.metrics["zero_map_fraction"] == (not heat.any())
 
 
 def test_a_positive_factor_changes_nothing_and_wrong_bands_on_the_object_are_false_positives(truth):

@@ -24,9 +24,13 @@ from permafrost_papers.unicam.estimators import (
 from tests.support.tensors import gaussian
 
 
-def products(*, biased: bool = False, **features: torch.Tensor) -> InnerProducts:
+def products(
+    *, biased: bool = False, permutations: int = 0, seed: int = 0, **features: torch.Tensor
+) -> InnerProducts:
     distances = {name: feature_distances(values) for name, values in features.items()}
-    return InnerProducts.from_distances(distances, biased=biased)
+    return InnerProducts.from_distances(
+        distances, biased=biased, permutations=permutations, seed=seed
+    )
 
 
 def r_star(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -45,9 +49,7 @@ def dependent(n: int, seed: int) -> InnerProducts:
     common = gaussian(seed, n, 3)
     x, y = (common + factor * gaussian(seed + k, n, 3) for k, factor in ((1000, 0.7), (2000, 1)))
     sign = (common[:, :1] > 0).double()
-    named = {"x": x, "y": y, "g": torch.cat([sign, 1 - sign], dim=1)}
-    distances = {name: feature_distances(values) for name, values in named.items()}
-    return InnerProducts.from_distances(distances, permutations=19)
+    return products(permutations=19, x=x, y=y, g=torch.cat([sign, 1 - sign], dim=1))
 
 
 def test_intervals_cover_the_values_of_a_large_sample():
@@ -119,6 +121,8 @@ def test_r_star_of_itself_is_one_whatever_its_scale_place_and_rotation():
 
     for moved in (x, 1000 * x, 1e-3 * x + 5, x @ turned, torch.cat([x, torch.zeros(40, 3)], 1)):
         assert r_star(x, moved) == pytest.approx(1, abs=1e-12)
+    close = 1000 + 1e-3 * x  # a small but real difference is not taken for rounding
+    assert r_star(close, close) == pytest.approx(1)
 
 
 def test_rows_of_a_u_centered_matrix_sum_to_nothing_and_forget_a_constant():
@@ -363,16 +367,8 @@ def test_records_of_as_many_classes_say_exactly_nothing():
         assert not u_centered(feature_distances(labels)).any()
 
 
-def test_a_small_but_real_difference_is_not_taken_for_rounding():
-    features = 1000 + 1e-3 * gaussian(0, 40, 8)
-
-    assert r_star(features, features) == pytest.approx(1)
-
-
 def permuted(seed: int, labels: torch.Tensor, permutations: int = 199, **features: torch.Tensor):
-    named = {**features, "labels": labels}
-    distances = {name: feature_distances(values) for name, values in named.items()}
-    return InnerProducts.from_distances(distances, permutations=permutations, seed=seed)
+    return products(permutations=permutations, seed=seed, **features, labels=labels)
 
 
 @pytest.mark.parametrize(
@@ -424,13 +420,11 @@ def test_students_p_ends_at_its_limits(value):
 
 def test_the_sums_without_a_record_are_those_of_the_others():
     features = {"x": gaussian(0, 12, 3), "y": gaussian(1, 12, 4), "labels": gaussian(2, 12, 2)}
-    distances = {name: feature_distances(values) for name, values in features.items()}
-    table = InnerProducts.from_distances(distances, permutations=19)
+    table = products(permutations=19, **features)
 
     for record in range(12):
         kept = torch.arange(12) != record
-        others = {name: feature_distances(values[kept]) for name, values in features.items()}
-        expected = InnerProducts.from_distances(others).sums
+        expected = products(**{name: values[kept] for name, values in features.items()}).sums
         torch.testing.assert_close(table.without[..., record], expected, rtol=0, atol=1e-12)
 
 
