@@ -28,7 +28,6 @@ from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
-from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.store.zarr_fields import ZarrFields
 from permafrost.training import loop
@@ -42,8 +41,8 @@ from permafrost_papers.e2kd.options import ReviewKDConfig
 from tests.support.kills import killed_at
 from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of
 from tests.support.slow import slow
-from tests.support.stores import Frozen, precompute_config, train_dataset
-from tests.support.verbs import distill, precompute
+from tests.support.stores import frozen_store, train_dataset
+from tests.support.verbs import distill
 
 PASS = PassOptions(
     batch_size=8, outputs=("logits", "maps", "attention", "class_maps"), class_map_size=4
@@ -54,15 +53,14 @@ VIEWS = {
     "augment": AugmentOptions(operations=(PAD_CROP, OperationConfig(kind="horizontal_flip"))),
 }
 SIZE = (16, 16)
+ATTENTION = [f"attention_{stage}{end}" for stage in (1, 2, 3) for end in ("", "_scale")]
 
 
 @pytest.fixture(scope="module")
 def inner(tmp_path_factory, tiny_teacher):
     """Store with a canonical pass of every output and a pass of two stored views."""
     path = tmp_path_factory.mktemp("inner") / "store"
-    config = precompute_config(path, tiny_teacher, annotate=PASS, **VIEWS)
-    precompute.run(config)
-    return Frozen(Store(path), config)
+    return frozen_store(path, tiny_teacher, annotate=PASS, **VIEWS)
 
 
 def live_teacher_of(frozen, needs):
@@ -88,17 +86,7 @@ def test_a_pass_declares_its_fields_and_verifies(inner):
 
     specs = {spec.name: spec for spec in teacher.manifest.fields}
 
-    assert list(specs)[4:] == [
-        *(
-            "attention_1",
-            "attention_1_scale",
-            "attention_2",
-            "attention_2_scale",
-            "attention_3",
-            "attention_3_scale",
-        ),
-        *("class_maps", "class_maps_scale"),
-    ]
+    assert list(specs)[4:] == [*ATTENTION, "class_maps", "class_maps_scale"]
     assert [specs[f"attention_{n}"].shape for n in (1, 2, 3)] == [(16, 16), (8, 8), (4, 4)]
     assert (specs["class_maps"].shape, specs["class_maps_scale"].shape) == ((10, 4, 4), (10,))
     for name in ("attention_1", "class_maps"):
@@ -115,9 +103,7 @@ def test_a_pass_declares_its_fields_and_verifies(inner):
 def test_what_is_read_is_what_the_teacher_said(inner, tmp_path, tiny_teacher, backend):
     store = inner
     if backend == "webdataset":
-        config = precompute_config(tmp_path / "store", tiny_teacher, annotate=PASS, backend=backend)
-        precompute.run(config)
-        store = Frozen(Store(tmp_path / "store"), config)
+        store = frozen_store(tmp_path / "store", tiny_teacher, annotate=PASS, backend=backend)
     at, cat = (
         train_dataset(store, output_name).__getitems__([0, 5, 30])
         for output_name in ("attention", "class_maps")
@@ -137,14 +123,10 @@ def test_what_is_read_is_what_the_teacher_said(inner, tmp_path, tiny_teacher, ba
 
 
 def test_class_maps_are_pooled_to_its_size(inner, tmp_path, tiny_teacher):
-    config = precompute_config(
-        tmp_path / "store", tiny_teacher, annotate=replace(PASS, class_map_size=2)
-    )
-    precompute.run(config)
+    annotate = replace(PASS, class_map_size=2)
+    small = frozen_store(tmp_path / "store", tiny_teacher, annotate=annotate)
 
-    pooled, full = (
-        train_dataset(s, "class_maps") for s in (Frozen(Store(tmp_path / "store"), config), inner)
-    )
+    pooled, full = (train_dataset(store, "class_maps") for store in (small, inner))
 
     assert torch.allclose(
         decode_intermediates(pooled[0].targets[0])["class_maps"],
@@ -174,14 +156,7 @@ def test_fields_that_nobody_asked_for_stay_on_disk(inner, monkeypatch):
         }
 
     assert names[None] == set()
-    assert names["attention"] == {
-        "attention_1",
-        "attention_1_scale",
-        "attention_2",
-        "attention_2_scale",
-        "attention_3",
-        "attention_3_scale",
-    }
+    assert names["attention"] == set(ATTENTION)
     assert names["class_maps"] == {"class_maps", "class_maps_scale"}
 
 
@@ -222,16 +197,8 @@ def test_a_frozen_and_a_live_step_without_views_have_the_same_gradient(inner, me
         )
         term = batch_loss(part, batch, SIZE).terms[loss.term]
         values.append(term.item())
-        gradients.append(
-            torch.cat(
-                [
-                    g.flatten()
-                    for g in torch.autograd.grad(
-                        term, parameters, allow_unused=True, materialize_grads=True
-                    )
-                ]
-            )
-        )
+        parts = torch.autograd.grad(term, parameters, allow_unused=True, materialize_grads=True)
+        gradients.append(torch.nn.utils.parameters_to_vector(parts))
 
     assert values[0] == pytest.approx(values[1], rel=2e-3)
     assert (gradients[0] - gradients[1]).norm() < 5e-3 * gradients[1].norm()
@@ -317,33 +284,30 @@ def test_a_term_of_weight_zero_needs_no_output_and_is_the_labels_student(frozen)
 # ---- ReviewKD ------------------------------------------------------------------------------------
 
 
+def review_config(frozen, method=ReviewKDConfig(), *, run="one", seed=0, **trainer):  # noqa: B008
+    return distill_config(
+        frozen,
+        run=run,
+        seed=seed,
+        method=method,
+        mode="live",
+        teacher=frozen.config.teacher,
+        trainer=replace(TRAINER, **trainer),
+    )
+
+
 def test_review_needs_two_records_a_rank(frozen):
     with pytest.raises(ConfigError, match=r"batch_size=2 leaves each of 2 ranks one record"):
-        distill_config(
-            frozen,
-            method=ReviewKDConfig(),
-            mode="live",
-            teacher=frozen.config.teacher,
-            trainer=replace(TRAINER, batch_size=2, ranks=2),
-        )
+        review_config(frozen, batch_size=2, ranks=2)
 
 
 @pytest.mark.slow
 def test_a_killed_review_student_resumes_to_the_same_one_and_leaves_its_fusions_behind(frozen):
-    def config(run):
-        return distill_config(
-            frozen,
-            run=run,
-            method=ReviewKDConfig(),
-            mode="live",
-            teacher=frozen.config.teacher,
-            trainer=replace(TRAINER, keep_checkpoint=True),
-        )
-
-    distill.run(config("whole"))
+    distill.run(review_config(frozen, run="whole", keep_checkpoint=True))
+    killed = review_config(frozen, run="killed", keep_checkpoint=True)
     with killed_at(loop, "train_step", 8):
-        distill.run(config("killed"))
-    distill.run(config("killed"))
+        distill.run(killed)
+    distill.run(killed)
 
     whole, killed = (
         torch.load(RUNS / run / "distill" / CHECKPOINT_NAME, weights_only=True)
@@ -363,20 +327,11 @@ def test_a_killed_review_student_resumes_to_the_same_one_and_leaves_its_fusions_
 
 
 def test_fusions_are_drawn_from_the_seed(frozen):
-    trainer = replace(TRAINER, epochs=1, keep_checkpoint=True)
+    method = ReviewKDConfig(lambda_review=1e-30)
     drawn = []
     for run, seed in (("a", 0), ("b", 0), ("c", 1)):
-        distill.run(
-            distill_config(
-                frozen,
-                run=run,
-                seed=seed,
-                method=ReviewKDConfig(lambda_review=1e-30),
-                mode="live",
-                teacher=frozen.config.teacher,
-                trainer=trainer,
-            )
-        )
+        named = {"run": run, "seed": seed}
+        distill.run(review_config(frozen, method, **named, epochs=1, keep_checkpoint=True))
         state = torch.load(RUNS / run / "distill" / CHECKPOINT_NAME, weights_only=True)["loss"]
         drawn.append(state["fusions.0.reduce.0.weight"])
 

@@ -475,23 +475,20 @@ def test_a_sweep_chooses_by_f1_of_the_holdout_and_a_report_shows_it(many_label_s
 
 
 @pytest.mark.parametrize(
-    ("method", "message"),
+    ("options", "message"),
     [
-        (LabelsConfig(), r"this store have many labels; set method\.loss=bce"),
-        (KDConfig(), r"many labels; set method\.logits=mld"),
-        (E2KDConfig(lambda_ce=1.0), r"many labels; set method\.logits=mld"),
+        ({"method": LabelsConfig()}, r"this store have many labels; set method\.loss=bce"),
+        ({"method": KDConfig()}, r"many labels; set method\.logits=mld"),
+        ({"method": E2KDConfig(lambda_ce=1.0)}, r"many labels; set method\.logits=mld"),
+        (
+            {"student": replace(MODEL, classes=7)},
+            r"student\.classes=7, but the logits of .* are of 4",
+        ),
     ],
 )
-def test_a_method_for_one_label_says_what_to_set(many_label_store, method, message):
+def test_a_method_for_one_label_says_what_to_set(many_label_store, options, message):
     with pytest.raises(ConfigError, match=message):
-        distill.run(many_label_config(many_label_store, "top1", method=method))
-
-
-def test_a_network_of_other_outputs_is_refused(many_label_store):
-    student = replace(MODEL, classes=7)
-
-    with pytest.raises(ConfigError, match=r"student\.classes=7, but the logits of .* are of 4"):
-        distill.run(many_label_config(many_label_store, "top1", student=student))
+        distill.run(many_label_config(many_label_store, "top1", **options))
 
 
 def test_labels_of_a_teacher_of_other_classes_cannot_be_explained(many_label_store):

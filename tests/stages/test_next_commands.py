@@ -56,12 +56,16 @@ def printed_next(output):
     return shlex.split(last)[2:]
 
 
+def printed_by(permafrost, verb, *words):
+    code, printed, errors = permafrost(verb, *words)
+    assert code == 0, f"{verb} {shlex.join(words)}\n{errors}"
+    return printed
+
+
 def run_next(permafrost, output):
     """Run the printed command, with short trainings, and return its words and output."""
     verb, *words = printed_next(output)
-    code, printed, errors = permafrost(verb, *words, *(QUICK if verb == "distill" else ()))
-    assert code == 0, f"{verb} {shlex.join(words)}\n{errors}"
-    return words, printed
+    return words, printed_by(permafrost, verb, *words, *(QUICK if verb == "distill" else ()))
 
 
 def follow(permafrost, output):
@@ -128,8 +132,7 @@ def test_what_follows_a_pass_runs_as_printed(permafrost, packed, tmp_path, words
     if "teacher=" in words:
         base = ["store.path=stores/tiny", "annotate.batch_size=8"]
 
-    code, printed, errors = permafrost("precompute", *base, *shlex.split(words))
-    assert code == 0, errors
+    printed = printed_by(permafrost, "precompute", *base, *shlex.split(words))
     trained, evaluated = follow(permafrost, printed)
 
     assert methods_of(trained) == methods
@@ -154,11 +157,8 @@ def test_what_follows_a_pass_over_other_splits_names_them(permafrost, tmp_path):
     write_images(tmp_path, ("imagenet1k-train", "imagenet1k-validation"))
     data = ["data=image_table", "data.path=images.csv", "data.label=name", "data.split=split"]
 
-    code, printed, errors = permafrost(
-        "precompute", "store.path=stores/own", *data, *TEACHER.split(), "preview.all=true"
-    )
-    assert code == 0, errors
-    trained, evaluated = follow(permafrost, printed)
+    words = ["store.path=stores/own", *data, *TEACHER.split(), "preview.all=true"]
+    trained, evaluated = follow(permafrost, printed_by(permafrost, "precompute", *words))
 
     assert "split=imagenet1k-train" in trained
     assert "evaluate.splits=[imagenet1k-validation]" in evaluated
@@ -181,8 +181,7 @@ def test_what_follows_a_pass_over_many_labels_or_none_runs(
     data = ["data=image_table", "data.path=images.csv", "data.label=null", labels]
     words = ["store.path=stores/many", *data, "data.split=split", *TEACHER.split()]
 
-    code, printed, errors = permafrost("precompute", *words, f"annotate.outputs=[{outputs}]")
-    assert code == 0, errors
+    printed = printed_by(permafrost, "precompute", *words, f"annotate.outputs=[{outputs}]")
     trained, evaluated = follow(permafrost, printed)
 
     assert methods_of(trained) == methods
@@ -192,14 +191,11 @@ def test_what_follows_a_pass_over_many_labels_or_none_runs(
 
 @needs_papers
 def test_what_follows_a_pass_over_a_table_runs(permafrost):
-    data = ["store.path=stores/table", "data=sklearn_table", "run=table"]
-    teacher = ["teacher=additive", "teacher.name=mlp", "teacher.weights=random"]
+    words = ["store.path=stores/table", "data=sklearn_table", "run=table", "teacher=additive"]
+    words += ["teacher.name=mlp", "teacher.weights=random"]
+    words += ["annotate.outputs=[logits,superfeature_logits]"]
 
-    code, printed, errors = permafrost(
-        "precompute", *data, *teacher, "annotate.outputs=[logits,superfeature_logits]"
-    )
-    assert code == 0, errors
-    trained, _ = follow(permafrost, printed)
+    trained, _ = follow(permafrost, printed_by(permafrost, "precompute", *words))
 
     assert methods_of(trained) == ["method=ked"]
 
@@ -208,8 +204,7 @@ def test_what_follows_a_pass_over_a_table_runs(permafrost):
 def test_what_follows_the_training_of_a_teacher_of_ked_runs(permafrost, packed, tmp_path):
     shutil.copytree(packed, tmp_path / "stores" / "tiny")
     words = ["store.path=stores/tiny", *TEACHER.split(), "run=one"]
-    code, printed, errors = permafrost("precompute", *words)
-    assert code == 0, errors
+    printed_by(permafrost, "precompute", *words)
     refused = ["method=ked", "student=additive", "augment=none"]
     code, _, errors = permafrost("distill", words[0], "run=two", *refused)
     assert (code, errors.count("\n")) == (1, 1)
@@ -222,11 +217,8 @@ def test_what_follows_the_training_of_a_teacher_of_ked_runs(permafrost, packed, 
     additive = ["teacher=additive", "teacher.name=mlp", "teacher.superfeatures=3"]
     sizes = ["teacher.grid=[2,4]", "teacher.input_size=16", "teaching.augment=none"]
     quick = [f"teaching.{word}" for word in QUICK]
-    code, printed, errors = permafrost(
-        "teach", words[0], "run=ked", *teaching, *additive, *sizes, *quick
-    )
-    assert code == 0, errors
-    passed, printed = run_next(permafrost, printed)
+    words = [words[0], "run=ked", *teaching, *additive, *sizes, *quick]
+    passed, printed = run_next(permafrost, printed_by(permafrost, "teach", *words))
     trained, _ = follow(permafrost, printed)
 
     assert "annotate.outputs=[logits,superfeature_logits]" in passed
@@ -266,10 +258,8 @@ def test_the_accuracies_of_a_teacher_name_their_pictures(permafrost, packed, tmp
     network = ["teacher=cifar", "teacher.name=resnet8", "teacher.width=4"]
     quick = [f"teaching.{word}" for word in QUICK]
 
-    code, printed, errors = permafrost(
-        "teach", "store.path=stores/tiny", "run=one", *network, *quick, "teaching.augment.size=24"
-    )
-    assert code == 0, errors
+    words = ["store.path=stores/tiny", "run=one", *network, *quick, "teaching.augment.size=24"]
+    printed = printed_by(permafrost, "teach", *words)
     _, made = run_next(permafrost, printed)
 
     side = TINY_DATA.image_size

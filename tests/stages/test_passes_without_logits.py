@@ -29,7 +29,7 @@ from permafrost_timm.options import TimmModelConfig
 from tests.support.batches import random_frames
 from tests.support.runs import distill_config, evaluate_config
 from tests.support.slow import slow
-from tests.support.stores import Frozen, precompute_config
+from tests.support.stores import Frozen, frozen_store, precompute_config
 from tests.support.verbs import distill, evaluate, precompute
 
 ALONE = PassOptions(batch_size=8, outputs=("pooled", "attention"))
@@ -51,9 +51,7 @@ def store(tmp_path_factory, tiny_teacher):
     """Store with one pass of a trunk without a last layer, which tests must not change."""
     folder = tmp_path_factory.mktemp("trunk")
     teacher = headless(tiny_teacher, folder / "trunk.safetensors")
-    config = precompute_config(folder / "store", teacher, annotate=ALONE)
-    precompute.run(config)
-    return Frozen(Store(folder / "store"), config)
+    return frozen_store(folder / "store", teacher, annotate=ALONE)
 
 
 def test_a_trunk_without_a_last_layer_gives_a_pass_without_logits(store, tiny_teacher):
@@ -123,12 +121,10 @@ def test_records_without_classes_teach_embeddings_and_refuse_logits(tmp_path, ti
         names.append(name)
     (tmp_path / "images.csv").write_text("\n".join(["path", *names]))
     data = ImageTableDataConfig(path=str(tmp_path / "images.csv"), label=None)
-    options = {"data": data, "annotate": ALONE}
-    path = tmp_path / "store"
+    path, teacher = tmp_path / "store", headless(tiny_teacher, tmp_path / "t.safetensors")
 
-    config = precompute_config(path, headless(tiny_teacher, tmp_path / "t.safetensors"), **options)
-    precompute.run(config)
-    distill.run(distill_config(Frozen(Store(path), config), method=EmbeddingConfig()))
+    frozen = frozen_store(path, teacher, data=data, annotate=ALONE)
+    distill.run(distill_config(frozen, method=EmbeddingConfig()))
 
     assert Store(path).open_passes()[0].num_classes == 0
     losses = [line["total"] for line in read_metrics(RUNS / "one" / "distill")]

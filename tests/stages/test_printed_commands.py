@@ -39,6 +39,7 @@ SMALL = {
 }
 """Words with which a command takes seconds. Nothing else of a printed command is changed."""
 NETWORK = ("teacher=cifar", "teacher.name=resnet8", "teacher.width=4", "teacher.weights=random")
+TO_A_REPORT = ["teach", "precompute", "distill", "evaluate", "report"]
 PHOTOS = ("data=image_folder", "data.path=photos", "store.image_size=16")
 
 
@@ -122,8 +123,7 @@ def test_printed_commands_lead_from_a_small_folder_to_its_report(
     session.type("preview", "data=image_folder", "data.path=photos")
     followed = session.follow_to_the_end()
 
-    verbs = ["precompute", "teach", "precompute", "distill", "evaluate", "report"]
-    assert [verb for verb, _ in followed] == verbs
+    assert [verb for verb, _ in followed] == ["precompute", *TO_A_REPORT]
     assert "data.test_fraction=0.2" in followed[0][1]
     assert list(tmp_path.glob("runs/**/*.html"))
 
@@ -134,13 +134,7 @@ def test_printed_commands_lead_from_a_small_folder_to_its_report(
 def a_store_a_teacher_and_a_student(session, photos):
     session.type("precompute", *PHOTOS, "store.path=stores/p", "teacher=none", "run=mine")
     followed = session.follow_to_the_end()
-    assert [verb for verb, _ in followed] == [
-        "teach",
-        "precompute",
-        "distill",
-        "evaluate",
-        "report",
-    ]
+    assert [verb for verb, _ in followed] == TO_A_REPORT
     assert all("run=mine" in words for _, words in followed)
     assert "evaluate.splits=[val]" in dict(followed)["evaluate"]
 
@@ -217,13 +211,7 @@ def records_that_come_later(session, photos):
     shutil.copytree(photos / "train/a", photos / "train/Essen & Trinken")
     session.type("precompute", *append)
     followed = session.follow_to_the_end()
-    assert [verb for verb, _ in followed] == [
-        "teach",
-        "precompute",
-        "distill",
-        "evaluate",
-        "report",
-    ]
+    assert [verb for verb, _ in followed] == TO_A_REPORT
     assert "run=my-teacher" in followed[0][1]
     assert "teaching.start=runs/t/teach" in followed[0][1]
     session.type("precompute", *append)

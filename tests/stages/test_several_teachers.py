@@ -55,6 +55,14 @@ def student_of_teachers(store, teachers, **options):
     )
 
 
+def evaluation_config(store, /, *, run="student", teacher=(), **options):
+    return EvaluateConfig(
+        store=StoreOptions(path=str(store.path), teacher=teacher),
+        evaluate=EvaluateOptions.from_values(options),
+        run=run,
+    )
+
+
 def batch_loss_of(store, names, *, sums=False):
     torch.manual_seed(0)
     model = build_model(replace(FIRST, weights=None), 10)
@@ -89,13 +97,7 @@ def test_a_student_of_two_teachers_is_trained_and_says_whose_it_is(two_teachers)
     distill.run(student_of_teachers(two_teachers, names, method=E2KDConfig()))
 
     assert SavedNetwork(RUNS / "student" / "distill").describe().teachers == names
-    evaluated = evaluate.run(
-        EvaluateConfig(
-            store=StoreOptions(path=str(two_teachers.path)),
-            evaluate=EvaluateOptions(),
-            run="student",
-        )
-    )
+    evaluated = evaluate.run(evaluation_config(two_teachers))
     assert "agreement" in evaluated.splits["test"]
 
 
@@ -115,9 +117,7 @@ def test_a_teacher_of_other_classes_leaves_the_data_s_labels_unused(tmp_path, ca
 
     distill.run(student_of_teachers(store, names))
 
-    config = EvaluateConfig(
-        store=StoreOptions(path=str(path)), evaluate=EvaluateOptions(num_pictures=2), run="student"
-    )
+    config = evaluation_config(store, num_pictures=2)
     evaluated = evaluate.run(config).splits["test"]
     assert "accuracy" not in evaluated
     assert "teacher_accuracy" not in evaluated
@@ -139,12 +139,7 @@ def test_what_was_held_out_is_evaluated_as_a_split_of_its_own(two_teachers):
     subset = SubsetOptions(holdout=1, seed=3)
     distill.run(student_of_teachers(two_teachers, names_of(two_teachers)[:1], subset=subset))
 
-    config = EvaluateConfig(
-        store=StoreOptions(path=str(two_teachers.path)),
-        evaluate=EvaluateOptions(splits=("holdout", "train")),
-        run="student",
-    )
-    splits = evaluate.run(config).splits
+    splits = evaluate.run(evaluation_config(two_teachers, splits=("holdout", "train"))).splits
 
     held_out = select_holdout_rows(two_teachers.index, "train", subset)
     assert splits["holdout"]["records"] == len(held_out) == 10
@@ -159,14 +154,10 @@ def test_a_student_without_a_pass_of_its_own_says_that_its_agreement_is_missing(
     config = student_of_teachers(two_teachers, (), method=LabelsConfig(), run="unnamed")
     distill.run(config)
     names = names_of(two_teachers)
-    evaluated = EvaluateConfig(
-        store=StoreOptions(path=str(two_teachers.path), teacher=names[:1] if named else ()),
-        evaluate=EvaluateOptions(splits=("test",)),
-        evaluators=("accuracy",),
-        run="unnamed",
-    )
+    teacher = names[:1] if named else ()
+    evaluated = evaluation_config(two_teachers, run="unnamed", teacher=teacher, splits=("test",))
 
-    metrics = evaluate.run(evaluated).splits["test"]
+    metrics = evaluate.run(replace(evaluated, evaluators=("accuracy",))).splits["test"]
 
     assert ("agreement" in metrics) == named
     assert ("agreement with a teacher is not measured" in caplog.text) == (not named)
@@ -177,13 +168,7 @@ def test_nothing_held_out_cannot_be_evaluated(two_teachers):
     distill.run(student_of_teachers(two_teachers, names_of(two_teachers)[:1]))
 
     with pytest.raises(ConfigError, match=r"subset\.holdout=0"):
-        evaluate.run(
-            EvaluateConfig(
-                store=StoreOptions(path=str(two_teachers.path)),
-                evaluate=EvaluateOptions(splits=("holdout",)),
-                run="student",
-            )
-        )
+        evaluate.run(evaluation_config(two_teachers, splits=("holdout",)))
 
 
 # ---- frames and precision ------------------------------------------------------------------------
@@ -229,13 +214,7 @@ def test_data_free_transfer_learns_on_other_images_and_is_evaluated_on_the_teach
     distill.run(student_of_teachers(Store(path), (name,)))
 
     def evaluator(**options):
-        return evaluate.run(
-            EvaluateConfig(
-                store=StoreOptions(path=str(path)),
-                evaluate=EvaluateOptions.from_values(options),
-                run="student",
-            )
-        )
+        return evaluate.run(evaluation_config(Store(path), **options))
 
     own = evaluator(store=str(two_teachers.path)).splits["test"]
 

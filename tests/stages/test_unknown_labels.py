@@ -72,6 +72,12 @@ def data_of(table: Path, **options) -> dict:
     } | options
 
 
+def pack(table: Path, store: Path, *words, **options):
+    permafrost.precompute(
+        "teacher=none", "executor=serial", *words, store=store, data=data_of(table, **options)
+    )
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Folder with a store of three splits, a pass of a network over it, and a store of a later month."""
@@ -159,11 +165,9 @@ def test_lists_of_states_are_columns_in_one_cell(tmp_path, world):
     table = table[["path", "split"]].assign(findings=lists)
     table.to_csv(world / "pictures" / "lists.csv", index=False)
     (tmp_path / "classes.txt").write_text("\n".join(FINDINGS))
-    data = data_of(
-        world / "pictures/lists.csv", labels="findings", classes=str(tmp_path / "classes.txt")
-    )
+    options = {"labels": "findings", "classes": str(tmp_path / "classes.txt")}
 
-    permafrost.precompute("teacher=none", "executor=serial", store=tmp_path / "store", data=data)
+    pack(world / "pictures/lists.csv", tmp_path / "store", **options)
 
     one, other = (
         index_table(Store(path)) for path in (tmp_path / "store", world / "stores/findings")
@@ -179,7 +183,7 @@ def test_a_cell_that_says_something_else_is_an_error_with_its_row(tmp_path, cell
     rows.to_csv(table, index=False)
 
     with pytest.raises(ConfigError, match=rf"row 4, column nodule: '{cell}' is not 1 or 0"):
-        permafrost.precompute("teacher=none", store=tmp_path / "store", data=data_of(table))
+        pack(table, tmp_path / "store")
 
 
 def test_bce_of_unknown_cells_is_that_of_weight_zero():
@@ -399,17 +403,10 @@ def test_rows_without_a_split_are_drawn_and_no_others(tmp_path):
     named = dict(zip(rows.path.str.replace(".", "%2E"), rows.split, strict=True))
 
     with pytest.raises(ConfigError, match=r"row 12, column split: is empty \(30 of all rows\)"):
-        permafrost.precompute("teacher=none", store=tmp_path / "a", data=data_of(table))
-    permafrost.precompute(
-        "teacher=none",
-        "executor=serial",
-        store=tmp_path / "b",
-        data=data_of(table, test_fraction=0.3),
-    )
-    permafrost.precompute(
-        "teacher=none", "executor=serial", store=tmp_path / "c",
-        data=data_of(table, split_names={"": "later", "train": "train", "val": "val", "test": "test"}),
-    )  # fmt: skip
+        pack(table, tmp_path / "a")
+    pack(table, tmp_path / "b", test_fraction=0.3)
+    names = {"": "later", "train": "train", "val": "val", "test": "test"}
+    pack(table, tmp_path / "c", split_names=names)
 
     for path in ("b", "c"):
         for row in index_table(Store(tmp_path / path)).to_pylist():
@@ -433,12 +430,9 @@ def test_a_box_without_a_label_is_that_of_the_only_class_or_an_error(tmp_path):
     rows["boxes"] = json.dumps([{"x0": 1, "y0": 2, "x1": 9, "y1": 10}])
     rows.to_csv(table, index=False)
 
-    permafrost.precompute(
-        "teacher=none", "executor=serial", store=tmp_path / "a", data=data_of(table, boxes="boxes")
-    )
-    assert {row["boxes"][0]["label"] for row in index_table(Store(tmp_path / "a")).to_pylist()} == {
-        1
-    }
+    pack(table, tmp_path / "a", boxes="boxes")
+    boxes = [row["boxes"] for row in index_table(Store(tmp_path / "a")).to_pylist()]
+    assert {box["label"] for (box,) in boxes} == {1}
     rows.loc[3, "cyst"] = "1"
     rows.to_csv(table, index=False)
     with pytest.raises(
@@ -449,9 +443,7 @@ def test_a_box_without_a_label_is_that_of_the_only_class_or_an_error(tmp_path):
 
 def test_an_append_keeps_unknown_labels_whatever_the_order_of_the_columns(tmp_path):
     table = write_table(tmp_path / "pictures", 24, 0, splits=("train",))
-    permafrost.precompute(
-        "teacher=none", "executor=serial", store=tmp_path / "a", data=data_of(table)
-    )
+    pack(table, tmp_path / "a")
     later = write_table(tmp_path / "later", 12, 7, splits=("train",))
     for path in (tmp_path / "later").glob("*.png"):
         path.rename(tmp_path / "pictures" / f"later{path.name}")
@@ -460,10 +452,9 @@ def test_an_append_keeps_unknown_labels_whatever_the_order_of_the_columns(tmp_pa
     new["bus"] = ["1", "0", None] * 4
     old = pd.read_csv(table, dtype=str)
     pd.concat([old, new]).to_csv(table, index=False)
-    words = ["teacher=none", "executor=serial", "store.append=true", "store.changed=keep"]
     order = ["streak", "nodule", "cyst", "bus"]
 
-    permafrost.precompute(*words, store=tmp_path / "a", data=data_of(table, labels=order))
+    pack(table, tmp_path / "a", "store.append=true", "store.changed=keep", labels=order)
 
     store = permafrost.open_store(tmp_path / "a")
     assert Store(tmp_path / "a").manifest.classes == (*FINDINGS, "bus")
@@ -483,9 +474,7 @@ def test_small_splits_have_arrays_of_nearly_their_size(tmp_path):
     rows["split"] = ["train"] * 292 + ["val"] * 59 + ["test"] * 49
     rows.to_csv(table, index=False)
 
-    permafrost.precompute(
-        "teacher=none", "executor=serial", store=tmp_path / "a", data=data_of(table)
-    )
+    pack(table, tmp_path / "a")
 
     manifest = Store(tmp_path / "a").manifest
     assert len(manifest.shards) * manifest.rows_per_shard <= 1.25 * 400

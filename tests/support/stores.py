@@ -18,6 +18,7 @@ from permafrost.store.frames import FrameBatch, ShardFrames
 from permafrost.store.reader import Store
 from permafrost_sources.options import DemoDataConfig
 from tests.support.index_table import index_table
+from tests.support.verbs import precompute
 
 TINY_DATA = DemoDataConfig(
     image_size=16,
@@ -61,6 +62,13 @@ def precompute_config(store: Path, teacher=None, **options) -> PrecomputeConfig:
             **options,
         },
     )
+
+
+def frozen_store(path: Path, teacher=None, **options) -> Frozen:
+    """Precompute a store of the tiny set with these options."""
+    config = precompute_config(path, teacher, **options)
+    precompute.run(config)
+    return Frozen(Store(path), config)
 
 
 def frame_batches(store: Store, shard, batch_size: int = 64) -> list[FrameBatch]:

@@ -223,6 +223,8 @@ def test_b_1_is_a_linear_network():
         ({"logit_temperature": 0.0}, r"logit_temperature must be > 0, got 0"),
         ({"b": 0.5}, r"b must be >= 1, got 0\.5"),
         ({"width": 0}, r"width must be >= 1 or null, got 0"),
+        ({"patch": 4}, r"patch=4 is an option of B-cos ViTs"),
+        ({"depth": 4}, r"depth=4 is an option of B-cos ViTs"),
     ],
 )
 def test_options_out_of_range_say_so(options, message):
@@ -277,9 +279,3 @@ def test_a_vit_of_small_patches_has_a_token_for_each_and_the_depth_that_is_asked
     assert network[0].positions(torch.zeros(1, 6, 32, 32)).shape == (64, 64)
     assert len(network[0].transformer) == 3
     assert build_model(config, 10)(torch.rand(2, 3, 32, 32)).logits.shape == (2, 10)
-
-
-@pytest.mark.parametrize("option", ["patch", "depth"])
-def test_options_of_vits_are_refused_elsewhere(option):
-    with pytest.raises(ConfigError, match=f"{option}=4 is an option of B-cos ViTs"):
-        BcosModelConfig(name="resnet18", **{option: 4})

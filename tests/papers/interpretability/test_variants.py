@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -36,7 +37,6 @@ from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
-from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training import loop
 from permafrost.training import loop as auxiliary_phase
@@ -57,8 +57,8 @@ from tests.support.kills import killed_at
 from tests.support.outputs import student_output
 from tests.support.runs import assert_equal_states, distill_config, weights_of
 from tests.support.slow import slow
-from tests.support.stores import Frozen, precompute_config, train_dataset
-from tests.support.verbs import distill, precompute
+from tests.support.stores import frozen_store, train_dataset
+from tests.support.verbs import distill
 
 PASS = PassOptions(batch_size=8, outputs=("logits", "pooled"))
 SIZE = (16, 16)
@@ -71,10 +71,7 @@ CRD = CRDConfig(negatives=20, embedding_size=16)
 SSKD = SSKDConfig(head_epochs=3)
 
 
-def store_with(path, teacher, **options):
-    config = precompute_config(path, teacher, annotate=PASS, **options)
-    precompute.run(config)
-    return Frozen(Store(path), config)
+store_with = partial(frozen_store, annotate=PASS)
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +197,7 @@ def gradient_of(loss, student, of_loss, targets, batch, term=None):
     found = batch_loss(training, batch, SIZE)
     value = found.terms[term] if term else found.total
     parts = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
-    return torch.cat([each.flatten() for each in parts])
+    return torch.nn.utils.parameters_to_vector(parts)
 
 
 def test_the_teachers_bank_starts_from_its_stored_features(featured):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import replace
 
 import pytest
@@ -71,27 +69,6 @@ def test_superfeatures_are_float32_in_a_half_precision_pass():
             output = additive_model(config)(inputs_of(config))
 
         assert output.extras[LOGITS].dtype == output.logits.dtype == torch.float32
-
-
-def test_a_shapley_value_is_the_superfeatures_logit_minus_its_mean():
-    generator = torch.Generator().manual_seed(0)
-    own, mean = torch.randn(2, 4, NUM_CLASSES, generator=generator, dtype=torch.float64)
-    players = range(4)
-
-    def value(coalition):
-        return sum(own[m] if m in coalition else mean[m] for m in players)
-
-    for m in players:
-        others = [player for player in players if player != m]
-        shapley = sum(
-            math.factorial(size)
-            * math.factorial(3 - size)
-            / math.factorial(4)
-            * (value({*coalition, m}) - value(coalition))
-            for size in range(4)
-            for coalition in itertools.combinations(others, size)
-        )
-        assert (shapley - (own[m] - mean[m])).abs().max() < 1e-14
 
 
 # ---- inputs of each subnet -----------------------------------------------------------------------

@@ -213,6 +213,7 @@ def test_a_trunk_is_saved_and_read_again(name, tmp_path):
             {"trunk_features": "channels", "grid": (4, 4)},
             r"grid=\(4, 4\) is an option of trunk_feat",
         ),
+        ({"trunk": "resnet18"}, r"got 'resnet18'; .*; or set trunk_kind=torchvision or t"),
     ],
 )
 def test_options_of_another_trunk_are_refused(options, message):
@@ -220,16 +221,22 @@ def test_options_of_another_trunk_are_refused(options, message):
         AdditiveModelConfig(**options)
 
 
-def test_a_trunk_that_cifar_does_not_have_names_the_other_providers():
-    with pytest.raises(
-        ConfigError, match=r"got 'resnet18'; .*; or set trunk_kind=torchvision or t"
-    ):
-        AdditiveModelConfig(trunk="resnet18")
-
-
-def test_more_groups_than_channels_are_refused():
-    with pytest.raises(ConfigError, match=r"superfeatures=9, but the last stage .* 8 channels"):
-        build_model(replace(CHANNELS, trunk_width=2, superfeatures=9), NUM_CLASSES)
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            replace(CHANNELS, trunk_width=2, superfeatures=9),
+            r"superfeatures=9, but the last stage .* 8 channels",
+        ),
+        (
+            AdditiveModelConfig(trunk_kind="torchvision", trunk="resnet19"),
+            r"torchvision has no classifier 'resnet19'.*resnet18",  # lists close names
+        ),
+    ],
+)
+def test_more_groups_than_channels_and_unknown_trunks_are_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
+        build_model(config, NUM_CLASSES)
 
 
 @pytest.mark.slow
@@ -238,12 +245,6 @@ def test_a_trunk_that_reads_a_class_token_is_refused():
         config = AdditiveModelConfig(trunk_kind=kind, trunk=name)
         with pytest.raises(ConfigError, match=rf"trunk={name} .*class token.*convolutional"):
             build_model(config, NUM_CLASSES)
-
-
-def test_an_unknown_trunk_lists_close_names():
-    config = AdditiveModelConfig(trunk_kind="torchvision", trunk="resnet19")
-    with pytest.raises(ConfigError, match=r"torchvision has no classifier 'resnet19'.*resnet18"):
-        build_model(config, NUM_CLASSES)
 
 
 def test_another_grid_than_the_trunks_is_refused():

@@ -38,7 +38,6 @@ from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import SavedNetwork
 from permafrost.runs.mirrors import RUNS
 from permafrost.store.entries import StoreMismatchError
-from permafrost.store.reader import Store
 from permafrost.store.verification import verify_store
 from permafrost.training.distill import StudentPlan
 from permafrost.training.metric_log import read_metrics
@@ -61,7 +60,7 @@ from permafrost_papers.ked.superfeature_agreement import fidelity_sums
 from tests.support.index_table import index_table
 from tests.support.outputs import student_output
 from tests.support.runs import TRAINER, distill_config
-from tests.support.stores import Frozen, precompute_config, train_dataset
+from tests.support.stores import frozen_store, precompute_config, train_dataset
 from tests.support.verbs import distill, evaluate, precompute, teach
 
 M = 4
@@ -94,21 +93,26 @@ def ked_store(tmp_path_factory):
                 run="teacher",
             )
         )
-        config = precompute_config(
+        return frozen_store(
             path,
             replace(teacher, weights=str(folder / result.weights)),
             annotate=PASS,
             views=RandomViewsConfig(count=2, seed=1),
             augment=FLIP,
         )
-        precompute.run(config)
-        return Frozen(Store(path), config)
 
 
 def still(ked_store, **options):
     """Options of a student without augmentation, on the teacher's partition."""
     recipe = {"method": KEDConfig(), "augment": STILL, "trainer": SHORT}
     return distill_config(ked_store, **(recipe | options))
+
+
+def evaluation_config(ked_store, run, **options):
+    store = StoreOptions(path=str(ked_store.store.path))
+    return EvaluateConfig(
+        store=store, evaluate=EvaluateOptions(splits=("test",), num_pictures=0), run=run, **options
+    )
 
 
 def ask(ked_store, images):
@@ -178,24 +182,16 @@ def test_what_is_read_is_what_the_teacher_said_of_its_view(ked_store):
 
 
 def test_a_pass_of_maps_and_superfeatures_moves_the_maps_alone(ked_store, tmp_path):
-    config = precompute_config(
+    outputs = ("logits", "maps", "superfeature_logits")
+    both = frozen_store(
         tmp_path / "store",
         ked_store.config.teacher,
-        annotate=replace(
-            PASS,
-            outputs=("logits", "maps", "superfeature_logits"),
-            added={"superfeature_dtype": "int8"},
-        ),
+        annotate=replace(PASS, outputs=outputs, added={"superfeature_dtype": "int8"}),
         explainer=SuperfeaturesConfig(),
     )
-    precompute.run(config)
-    both = Frozen(Store(tmp_path / "store"), config)
     views = ViewSchedule(FLIP, both.store.size, seed=0)
-    batch = next(
-        TrainLoader(train_dataset(both, "superfeature_logits"), views, batch_size=8, seed=0).epoch(
-            0
-        )
-    )
+    dataset = train_dataset(both, "superfeature_logits")
+    batch = next(TrainLoader(dataset, views, batch_size=8, seed=0).epoch(0))
 
     (viewed,) = view_targets(batch, TargetRequest((4, 4)))
 
@@ -244,13 +240,7 @@ def test_a_student_is_taught_saved_without_the_artifact_and_evaluated(ked_store)
     config = still(ked_store)
 
     distill.run(config)
-    result = evaluate.run(
-        EvaluateConfig(
-            store=StoreOptions(path=str(ked_store.store.path)),
-            evaluate=EvaluateOptions(splits=("test",), num_pictures=0),
-            run="one",
-        )
-    )
+    result = evaluate.run(evaluation_config(ked_store, "one"))
 
     terms = list(read_metrics(RUNS / "one" / "distill"))[-1]
     assert {"ce", "kd", "ked"} <= set(terms)
@@ -391,9 +381,7 @@ def test_chimeras_of_a_trunk_teacher_are_refused(ked_store, tmp_path):
     trunk = AdditiveModelConfig(
         superfeatures=M, grid=(4, 4), trunk="resnet8", trunk_width=4, weights="random"
     )
-    config = precompute_config(tmp_path / "store", trunk, annotate=PASS)
-    precompute.run(config)
-    of_trunk = Frozen(Store(tmp_path / "store"), config)
+    of_trunk = frozen_store(tmp_path / "store", trunk, annotate=PASS)
     method = KEDConfig(chimera_fraction=0.5)
 
     with pytest.raises(ConfigError, match=r"chimera_fraction=0.5.*teacher of name=mlp or conv"):
@@ -404,9 +392,7 @@ def test_students_of_a_channel_teacher_have_other_channels_and_as_many_groups(tm
     wide = AdditiveModelConfig(
         superfeatures=M, trunk="resnet8", trunk_width=4, trunk_features="channels", width=3
     )
-    config = precompute_config(tmp_path / "store", replace(wide, weights="random"), annotate=PASS)
-    precompute.run(config)
-    store = Frozen(Store(tmp_path / "store"), config)
+    store = frozen_store(tmp_path / "store", replace(wide, weights="random"), annotate=PASS)
     narrow = replace(wide, trunk_width=2, superfeatures=2)
 
     distill.run(still(store, student=narrow))
@@ -447,15 +433,8 @@ def test_fidelity_is_zero_of_equal_answers_and_counts_what_differs():
 
 
 def test_the_teacher_itself_says_what_its_pass_holds_and_a_stranger_does_not(ked_store):
-    teacher = ked_store.config.teacher
-    evaluated = EvaluateConfig(
-        store=StoreOptions(path=str(ked_store.store.path)),
-        evaluate=EvaluateOptions(num_pictures=0),
-        evaluators=("superfeatures",),
-        model="teacher",
-        teacher=teacher,
-        run="itself",
-    )
+    named = {"model": "teacher", "teacher": ked_store.config.teacher}
+    evaluated = evaluation_config(ked_store, "itself", evaluators=("superfeatures",), **named)
     itself = evaluate.run(evaluated).splits["test"]["superfeatures"]
     distill.run(still(ked_store, method=LabelsConfig(), run="stranger"))
     stranger = replace(evaluated, model="student", run="stranger")
@@ -467,29 +446,21 @@ def test_the_teacher_itself_says_what_its_pass_holds_and_a_stranger_does_not(ked
     assert strangers["kl"] > 100 * itself["kl"]
 
 
-def test_the_evaluator_of_superfeatures_says_what_it_lacks(ked_store, frozen):
-    distill.run(
-        still(
-            ked_store,
-            method=LabelsConfig(),
-            run="plain",
-            student=CifarModelConfig(name="resnet8", width=4),
-        )
-    )
-    distill.run(
-        still(
-            ked_store,
-            method=LabelsConfig(),
-            run="other",
-            student=replace(NETWORK, partition_control="random", partition_seed=5),
-        )
-    )
-    options = {
-        "store": StoreOptions(path=str(ked_store.store.path)),
-        "evaluate": EvaluateOptions(),
-        "evaluators": ("superfeatures",),
-    }
-    with pytest.raises(ConfigError, match="it evaluates students of student=additive"):
-        evaluate.run(EvaluateConfig(run="plain", **options))
-    with pytest.raises(ConfigError, match="divide their features differently"):
-        evaluate.run(EvaluateConfig(run="other", **options))
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        (
+            CifarModelConfig(name="resnet8", width=4),
+            "it evaluates students of student=additive",
+        ),
+        (
+            replace(NETWORK, partition_control="random", partition_seed=5),
+            "divide their features differently",
+        ),
+    ],
+)
+def test_the_evaluator_of_superfeatures_says_what_it_lacks(ked_store, student, message):
+    distill.run(still(ked_store, method=LabelsConfig(), student=student))
+
+    with pytest.raises(ConfigError, match=message):
+        evaluate.run(evaluation_config(ked_store, "one", evaluators=("superfeatures",)))
