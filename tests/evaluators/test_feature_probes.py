@@ -188,9 +188,11 @@ def test_results_of_the_whole_split_and_of_the_students_records_are_not_mixed(fr
     with pytest.raises(ConfigError, match=r"knn\.train_subset=all, but this one has student"):
         evaluate_student(own)
 
-    evaluate_student(own, "of-the-student")
+    of_student = evaluate_student(own, "of-the-student").splits
+    assert evaluate_student(plain, "of-the-student").splits == of_student  # as the first call named
+    typed = replace(plain, command=("evaluate", "evaluate.knn.train_subset=all"))
     with pytest.raises(ConfigError, match=r"knn\.train_subset=student, but this one has all"):
-        evaluate_student(plain, "of-the-student")
+        evaluate_student(typed, "of-the-student")
 
 
 def test_evaluated_records_are_never_learned_from(frozen, student):

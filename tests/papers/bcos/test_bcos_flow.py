@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -180,11 +181,14 @@ def test_evidence_is_the_weights_times_what_they_weigh(bcos_store):
 
 @pytest.mark.slow
 def test_the_report_shows_contributions_and_colors(bcos_store):
-    distill.run(bcos_config(bcos_store), on_epoch=lambda epoch, line: None)
+    distilled = replace(bcos_config(bcos_store), run="study/student")
+    distill.run(distilled, on_epoch=lambda epoch, line: None)
     options = EvaluateOptions(splits=("test",), num_pictures=2)
-    evaluate.run(EvaluateConfig(store=bcos_store.store, evaluate=options, run="student"))
-    pictures = load_file("runs/student/evaluate/pictures.safetensors")
-    runs = [{"variant": name, "point": {}, "seed": 0, "run": "student"} for name in ("kd", "e2kd")]
+    evaluate.run(EvaluateConfig(store=bcos_store.store, evaluate=options, run="study/student"))
+    pictures = load_file("runs/study/student/evaluate/pictures.safetensors")
+    shutil.copytree("runs/study/student", "runs/study/kd")
+    named = {"kd": "kd", "e2kd": "student"}
+    runs = [{"variant": name, "point": {}, "seed": 0, "run": run} for name, run in named.items()]
     write_table(Path("runs/study"), runs)
 
     result = report.run(
