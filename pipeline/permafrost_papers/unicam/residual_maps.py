@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -33,7 +34,7 @@ from permafrost.core.digests import sha256_keys
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import escape_key
 from permafrost.evaluation.context import EvaluationContext
-from permafrost.evaluation.evaluator import LESS, MORE, Evaluator, Page, Quantity
+from permafrost.evaluation.evaluator import LESS, MORE, PLAIN, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.evaluation.map_colors import overlays
 from permafrost.storage.files import file_at
@@ -380,6 +381,28 @@ def _means(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return means
 
 
+_QUANTITIES = (
+    (
+        "reliability",
+        "Reliability: cosine between banks",
+        "Cosine of the maps from two banks of records: 1 if the choice of records does not matter.",
+        MORE,
+    ),
+    (
+        "objective",
+        "J: relevance of the first network that remains without the second",
+        "Relevance to the labels of the first network's features without the second's; 0 is nothing.",
+        PLAIN,
+    ),
+    (
+        "empty_fraction",
+        "Fraction of maps without a positive value",
+        "Fraction of maps in which no place increases the relevance, between 0 and 1.",
+        LESS,
+    ),
+)
+"""Name, caption, meaning and metric of what is measured for each pair of networks."""
+
 EVALUATOR = Evaluator(
     evaluate_unicam,
     check_unicam,
@@ -388,26 +411,16 @@ EVALUATOR = Evaluator(
         "Maps of distilled and residual features",
         "Maps of the relevance to the labels that one network has and another lacks (UniCAM), each record compared "
         "with fixed banks of other records. Reliability is the cosine of the maps of two banks.",
-        (
+        tuple(
             Quantity(
-                "objective",
-                "J: relevance of the first network that remains without the second",
-                "Relevance to the labels of the first network's features without the second's; 0 is nothing.",
-                is_main=False,
-            ),
-            Quantity(
-                "reliability",
-                "Reliability: cosine between banks",
-                "Cosine of the maps from two banks of records: 1 if the choice of records does not matter.",
-                MORE,
-            ),
-            Quantity(
-                "empty_fraction",
-                "Fraction of maps without a positive value",
-                "Fraction of maps in which no place increases the relevance, between 0 and 1.",
-                LESS,
-                is_main=False,
-            ),
+                f"{name}.{x}_given_{given}",
+                f"{caption}; {x}, without {given}",
+                meaning,
+                metric,
+                is_main=name == "reliability",
+            )
+            for name, caption, meaning, metric in _QUANTITIES
+            for x, given in permutations(("student", "teacher", "baseline"), 2)
         ),
         pictures="permafrost_papers.unicam.unicam_pictures:unicam_figures",
     ),
