@@ -229,8 +229,11 @@ def _judged(
             )
         logger.warning("teacher=%s: %s", passport.teacher, cause.text)
     accepted: dict[str, str] = {cause.kind: cause.text for cause in causes}
-    explains = bool(accepted.keys() & {"temperature", "classes", "rows", "preprocessing"})
-    rest = replace(agreement, top1=None, kl_mean=None) if explains else agreement
+    rest = (  # without what these causes explain
+        replace(agreement, top1=None, kl_mean=None)
+        if accepted.keys() & {"temperature", "classes", "rows", "preprocessing"}
+        else agreement
+    )
     if accepted.keys() & {"maps", "rows", "preprocessing"}:
         rest = replace(rest, cosine_mean={})
     if facts.frame != "unknown" and not _resembles(rest, _WRONG, float("inf")):

@@ -75,8 +75,7 @@ def content_policy(style: str, script: str) -> str:
 
 
 def _source(text: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return f"'sha256-{digest}'"
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 # ---- page ------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
 from functools import partial
-from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,11 +26,12 @@ from permafrost.annotation.outputs import (
     Framing,
     MapsOutput,
     OutputKind,
+    build_outputs,
 )
 from permafrost.annotation.stored_views import DrawnViews
 from permafrost.config.explainers import ExplainerConfig
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig
-from permafrost.config.store import OUTPUTS, PassOptions
+from permafrost.config.store import PassOptions
 from permafrost.core.batches import Rendering
 from permafrost.core.errors import ConfigError, UserError
 from permafrost.core.progress import count_records
@@ -124,10 +124,7 @@ class TeacherAnnotator:
         options = teacher, classes, config.reads_head, self.settings.channels_last, config.compile
         network = task_context().keep("teacher", (*options, self.device), build)
         self.model = network.one_network
-        self.output_kinds = [
-            resolve_name(OUTPUTS[name].implementation)(config, explainer) for name in config.outputs
-        ]
-        """One output for each of `annotate.outputs`, in that order."""
+        self.output_kinds = build_outputs(config, explainer)
         self.folds = network if isinstance(network, FoldsClassifier) else None
         """Networks of which each record has its own, None for a single one, which is `model`."""
         if self.folds is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from permafrost.annotation.teacher_fields import (
     stage_fields,
 )
 from permafrost.config.explainers import ExplainerConfig
-from permafrost.config.store import PassOptions
+from permafrost.config.store import OUTPUTS, PassOptions
 from permafrost.core.errors import require
 from permafrost.core.records import FOLD, REST_LOGITS, TOP_CLASS, TOP_LOGITS, FieldSpec
 from permafrost.loading.transfer import copy_to
@@ -441,3 +442,14 @@ class FoldOutput(OutputKind):
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
         folds = torch.from_numpy(self.networks.folds_of(records.keys)).int()
         return EncodedFields({FOLD: folds[:, None].to(output.logits.device)}, {})
+
+
+# ---- build -----------------------------------------------------------------------------------------
+
+
+def build_outputs(config: PassOptions, explainer: ExplainerConfig) -> list[OutputKind]:
+    """Build one output for each of `annotate.outputs`, in that order."""
+    return [
+        pkgutil.resolve_name(OUTPUTS[name].implementation)(config, explainer)
+        for name in config.outputs
+    ]
