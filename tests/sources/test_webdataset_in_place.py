@@ -349,7 +349,7 @@ def test_cifar_10_as_published_is_indexed_in_place(tmp_path):
 
 
 @pytest.fixture
-def tars(tmp_path):
+def parted_tars(tmp_path):
     for split, number, count in (("train", 0, 5), ("train", 1, 9), ("test", 0, 7)):
         first = 100 * number + 1000 * (split == "test")
         write_tar(tmp_path / f"tars/{split}-{number:06d}.tar", samples(count, first=first))
@@ -357,7 +357,7 @@ def tars(tmp_path):
     return tar_config(tmp_path / "tars")
 
 
-def test_each_tar_is_one_task(tars):
+def test_each_tar_is_one_task(parted_tars):
     asked = []
 
     class Backwards(SerialExecutor):
@@ -365,7 +365,7 @@ def test_each_tar_is_one_task(tars):
             asked.extend(shards)
             return super().map_shards(task, shards[::-1])  # they may finish in any order
 
-    source = build_source(tars)
+    source = build_source(parted_tars)
     listing, _ = list_source(source, listing_paths(), 0, Backwards())
 
     assert [name for _, name in asked] == list(source.tars)
@@ -374,28 +374,30 @@ def test_each_tar_is_one_task(tars):
     assert classes_of_source(source, listing) == source.classes == ("0", "1", "2")
 
 
-def test_shards_in_place_are_the_tars_with_records(tars):
-    source = build_source(tars)
+def test_shards_in_place_are_the_tars_with_records(parted_tars):
+    source = build_source(parted_tars)
     listing = list_parts(source, StoreOptions(path="store"))
 
     plans = source.plan_in_place("original", listing)
 
     names = ["test-000000", "train-000000", "train-000001"]
     assert [plan.name for plan in plans] == names
-    assert [plan.reference for plan in plans] == [f"{tars.path}/{name}.tar" for name in names]
+    assert [plan.reference for plan in plans] == [
+        f"{parted_tars.path}/{name}.tar" for name in names
+    ]
     for plan, name in zip(plans, names, strict=True):
         assert plan.records == tuple(source.part_records(f"{name}.tar"))
 
 
-def test_the_driver_lists_no_tar_itself(tmp_path, tars, monkeypatch):
+def test_the_driver_lists_no_tar_itself(tmp_path, parted_tars, monkeypatch):
     (tmp_path / "tars/classes.txt").write_text("0\n1\n2\n")
-    expected = fingerprint(tars)
+    expected = fingerprint(parted_tars)
 
     def refuse(self):
         raise AssertionError("the driver lists all tars")
 
     monkeypatch.setattr(WebDatasetSource, "records", refuse)
-    result = precompute.run(precompute_config(tmp_path / "store", data=tars))
+    result = precompute.run(precompute_config(tmp_path / "store", data=parted_tars))
 
     assert result.packed_records == 21
     manifest = Store(tmp_path / "store").manifest
@@ -403,8 +405,10 @@ def test_the_driver_lists_no_tar_itself(tmp_path, tars, monkeypatch):
     assert manifest.classes == ("0", "1", "2")
 
 
-def test_a_subset_of_tars_has_the_records_of_its_classes(tmp_path, tars):
-    config = precompute_config(tmp_path / "store", data=replace(tars, only_classes=("2", "0")))
+def test_a_subset_of_tars_has_the_records_of_its_classes(tmp_path, parted_tars):
+    config = precompute_config(
+        tmp_path / "store", data=replace(parted_tars, only_classes=("2", "0"))
+    )
 
     assert precompute.run(config).packed_records == 3 + 6 + 4
     assert Store(tmp_path / "store").manifest.classes == ("2", "0")
