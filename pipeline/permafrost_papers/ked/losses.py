@@ -264,7 +264,8 @@ def suggest_student(store: Store, teacher: TeacherPass) -> list[str]:
     The partition is the one that the run of the teacher has found, or contiguous. The student has the default width.
     """
     hierarchy, described = pass_hierarchy(teacher), teacher.manifest.teacher
-    has_labels = bool(store.manifest.classes_of(teacher.num_classes)) and store.index.most_labels()
+    classes = store.manifest.classes_of(teacher.num_classes)
+    has_labels = bool(classes) and store.index.most_labels()
     if hierarchy is None or not has_labels or store.manifest.multi_label:
         return []
     options = {name: described["architecture"][name] for name in _SHARED}
@@ -272,7 +273,7 @@ def suggest_student(store: Store, teacher: TeacherPass) -> list[str]:
     folder = Path(teacher.manifest.made_with.get("weights", "")).parent
     options["partition"] = str(folder) if (folder / PARTITION_NAME).is_file() else None
     student = build_config(AdditiveModelConfig, options)
-    partition = network_partition(build_model(student, teacher.num_classes, may_replace_head=True))
+    partition = network_partition(build_model(student, classes, may_replace_head=True))
     if hierarchy_of(partition)[-1] != hierarchy[-1]:
         return []
     defaults = to_plain_dict(AdditiveModelConfig()) | {"columns": student.columns}  # the store's
