@@ -184,9 +184,9 @@ class EvaluateOptions(OpenOptions):
         return replace(self, splits=tuple(known[:1]) or ("test",))
 
     def without_requests(self) -> EvaluateOptions:
-        """Return the options without those that have evaluators run."""
+        """Return the options without those that have evaluators run, also on untrained networks."""
         defaults = {name: cls() for name, cls in self.added_by() if name in self.requested}
-        return replace(self, added=self.added | defaults)
+        return replace(self, added=self.added | defaults, random_networks=0)
 
     def of(self, evaluator: type[E]) -> E:
         """Return the section of an evaluator."""
