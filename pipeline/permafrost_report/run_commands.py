@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from permafrost.config.evaluation import EVALUATORS
 from permafrost.config.store import PrecomputeConfig
 from permafrost.config.verbs import VERBS, build_verb_config
 from permafrost.core.errors import UserError
@@ -56,8 +57,11 @@ def commands_of(
     calls = list(_precompute_calls(run, passes[0].store)) if passes else []
     packing = [_command("precompute", path) for path, values in calls if _only_packs(values)][:1]
     teaching, commands = _own_commands(run, ("teach",)), []
+    network: list[str] = []
     for teacher in passes:
         path, values = next((call for call in calls if _makes(call[1], teacher)), (None, {}))
+        typed = [word for word in values.get("command", []) if word.startswith("teacher")]
+        network = network or typed
         weights = values.get("teacher", teacher.manifest.made_with).get("weights")
         teaching += _teaching_commands(teacher, Path(str(weights)).parent)
         made_by = "ingest" if "targets" in teacher.manifest.made_with else "precompute"
@@ -68,8 +72,8 @@ def commands_of(
         )
     verbs = _VERBS[2:] if passes else _VERBS[1:]
     for other in other_runs:
-        commands += _own_commands(other, verbs)
-    commands = [*packing, *teaching, *commands, *_own_commands(run, verbs)]
+        commands += _own_commands(other, verbs, network)
+    commands = [*packing, *teaching, *commands, *_own_commands(run, verbs, network)]
     return list(dict.fromkeys(chain.from_iterable(map(_with_needed, commands))))
 
 
@@ -85,20 +89,35 @@ def _with_needed(command: str, outer: tuple[str, ...] = ()) -> list[str]:
     return [*(each for made in needed for each in _with_needed(made, (command, *outer))), command]
 
 
-def _own_commands(run: str, verbs: Sequence[str]) -> list[str]:
-    """Return the commands whose options are in the run's folder or next to results in it."""
+def _own_commands(run: str, verbs: Sequence[str], network: Sequence[str] = ()) -> list[str]:
+    """Return the commands whose options are in the run's folder or next to results in it.
+
+    Args:
+        run: Name of the run.
+        verbs: Verbs to return, in this order.
+        network: Words that name the teacher, for evaluators that read what an earlier command left of it in the store.
+    """
     folder = RunFolder(run).path
+    patterns = (f"evaluate*/{METRICS_NAME}", f"{STUDENTS}/*/evaluate*/{METRICS_NAME}")
+    files = sorted(chain.from_iterable(map(folder.glob, patterns)))
+    evaluations = [
+        shown_command(words if _names_teacher(evaluator, words) else [*words, *network])
+        for path in files
+        for evaluator, words in read_results(path.parent)["commands"].items()
+        if words
+    ]
     commands = []
     for verb in verbs:
-        paths = [
-            path for path in (folder / f"{verb}.yaml", folder / verb / CONFIG_NAME) if path.exists()
-        ]
-        commands += [_command(verb, path) for path in paths[:1]]
-        if verb == "evaluate":
-            students = folder.glob(f"{STUDENTS}/*/{verb}*/{METRICS_NAME}")
-            for path in sorted([*folder.glob(f"{verb}*/{METRICS_NAME}"), *students]):
-                commands += map(shown_command, read_results(path.parent)["commands"].values())
-    return [command for command in dict.fromkeys(commands) if command != "permafrost "]
+        paths = [folder / f"{verb}.yaml", folder / verb / CONFIG_NAME]
+        recorded = [text for text in evaluations if text.startswith(f"permafrost {verb} ")]
+        commands += recorded or [_command(verb, path) for path in paths if path.exists()][:1]
+    return list(dict.fromkeys(commands))
+
+
+def _names_teacher(evaluator: str, words: Sequence[str]) -> bool:
+    """Return whether a command names the teacher, or the evaluator does not read it."""
+    reads = evaluator in EVALUATORS and EVALUATORS[evaluator].uses_teacher
+    return not reads or any(word.startswith(("teacher", "experiment=")) for word in words)
 
 
 def _command(verb: str, path: Path) -> str:

@@ -171,6 +171,9 @@ def test_the_commands_of_a_page_repeat_its_numbers_in_an_empty_folder(
         "evaluate.distance_correlation.permutations=19",
     )  # fmt: skip
     before = read_results(RUNS / "later/evaluate")["splits"]
+    asked = ("evaluators=[distance_correlation]", "evaluate.distance_correlation.permutations=19")
+    run_command("evaluate", *run[:1], "run=labels", "evaluate.splits=[test]", *asked)
+    assert WEIGHTS in commands_of("labels", Store(Path("stores/own")).open_passes())[-1]
 
     config = report_config(None, "later", store=StoreOptions(path="stores/own"))
     commands = stated_commands(Path(report.run(config).html).read_text())

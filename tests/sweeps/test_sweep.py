@@ -291,6 +291,8 @@ def test_a_variant_with_a_failed_student_is_not_chosen_from(frozen, evaluations,
         "trainer.ranks=2 executor=ray": "trainer.ranks=2 in variant kd: .*executor=serial",
         "evaluate.splits=[val]": "evaluate.splits names val, but the splits of .*test_swapped",
         "parallel=0": "parallel must be >= 1 or null, got 0",
+        "evaluators=[top_k] evaluate.top_k.k=[10]": r"top_k\.k=\[10\] must have numbers from 1 to 9",
+        "evaluators=[unicam] evaluate.unicam.baseline=lables": "=lables is neither a variant .e2kd, kd",
     }.items(),
 )
 def test_a_selection_that_cannot_be_is_refused_before_anything_is_trained(

@@ -14,7 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from permafrost.config.distillation import CurveOptions
-from permafrost.config.evaluation import TopKOptions
+from permafrost.config.evaluation import TopKOptions, check_top_k
 from permafrost.config.methods import E2KDConfig, LabelsConfig
 from permafrost.config.models import CifarModelConfig
 from permafrost.config.store import SubsetOptions
@@ -97,7 +97,7 @@ def test_terms_of_a_split_are_what_the_evaluation_measures_of_it(frozen):
     ("curve", "method", "message"),
     [
         ({"splits": ("test",), "terms": True}, CRDConfig(), "terms of method=crd with mode=frozen"),
-        ({"splits": ("test",), "top_k": (10,)}, LabelsConfig(), "10 highest of 10 classes"),
+        ({"splits": ("test",), "top_k": (10,)}, LabelsConfig(), "numbers from 1 to 9, one below"),
     ],
 )
 def test_what_has_no_value_on_a_split_is_refused_before_the_training(
@@ -108,8 +108,12 @@ def test_what_has_no_value_on_a_split_is_refused_before_the_training(
             distill_config(frozen, method=method, curve=CurveOptions(**curve)),
             frozen.store, frozen.store.open_passes(), 10, build_loss(method),
         )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"curve\.splits, which is empty"):
+    with pytest.raises(ConfigError, match=r"curve\.terms=true is .* curve\.splits, which is empty"):
         CurveOptions(terms=True)
+    with pytest.raises(ConfigError, match=r"top_k=\[2\] needs one label per record"):
+        check_top_k("curve.top_k", (2,), 10, many=True)
+    with pytest.raises(ConfigError, match=r"top_k=\[0\] must have numbers from 1 to 9"):
+        check_top_k("curve.top_k", (0,), 10, many=False)
 
 
 def test_the_last_epoch_is_always_a_point(frozen):

@@ -77,7 +77,7 @@ class CurveOptions(Options):
     """Splits of the store on which accuracy and agreement are computed; empty computes none."""
     terms: bool = False
     """Compute every term of the loss on these splits, too, on whole frames with the stored targets."""
-    top_k: tuple[Annotated[int, Ge(1)], ...] = ()
+    top_k: tuple[int, ...] = ()
     """Numbers k for which top-k accuracy is computed, too."""
     every_epochs: Annotated[int, Ge(1)] = 1
     """Epochs between two of them; the last epoch is always one."""
@@ -88,11 +88,12 @@ class CurveOptions(Options):
     """Epochs between two of these pictures; the last epoch always has one."""
 
     def _check_together(self) -> None:
-        require(
-            bool(self.splits) or not (self.terms or self.top_k),
-            f"curve.terms={str(self.terms).lower()} and curve.top_k={list(self.top_k)} are computed on curve.splits, "
-            "which is empty; name one, as in curve.splits=[val]",
-        )
+        measured = {"curve.terms=true": self.terms, f"curve.top_k={list(self.top_k)}": self.top_k}
+        for option in filter(measured.get, measured):
+            require(
+                bool(self.splits),
+                f"{option} is computed on curve.splits, which is empty; name one, as in curve.splits=[val]",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

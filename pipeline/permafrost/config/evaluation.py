@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
@@ -65,8 +65,20 @@ class TopKOptions(EvaluatorOptions):
     implementation: ClassVar[str] = "permafrost.evaluation.basic_evaluators:TOP_K"
     order: ClassVar[int] = 15
 
-    k: tuple[Annotated[int, Ge(1)], ...] = (5,)
-    """Values of k, below the number of classes."""
+    k: tuple[int, ...] = ()
+    """Values of k, from 1 to one below the number of classes; empty is 5, or the largest if there are fewer classes."""
+
+
+def check_top_k(option: str, numbers: Sequence[int], classes: int, *, many: bool) -> None:
+    """Raise ConfigError for a k below 1 or for which every label counts, and for many labels."""
+    require(
+        not (numbers and many),
+        f"{option}={list(numbers)} needs one label per record, but records of this store have many; leave it out",
+    )
+    require(
+        all(1 <= k < classes for k in numbers),
+        f"{option}={list(numbers)} must have numbers from 1 to {classes - 1}, one below the number of classes",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

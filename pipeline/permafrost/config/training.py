@@ -87,8 +87,9 @@ class TrainerOptions(Options):
     gradient relative to the norm of its weight (0.01 for B-cos networks). Needs clip_norm=null."""
     ema: Annotated[float | None, Gt(0), Lt(1), Role.IF_SET] = None
     """Decay of the exponential moving average of the weights after every step, as in 0.999; the average is what is
-    evaluated, saved and exported. null saves the weights of the last step. An average over more steps than a third of
-    the training keeps weights of its beginning."""
+    evaluated, saved and exported. It begins with the weights after the first step and averages the statistics of batch
+    norms, too; the logged training accuracy is the one without it. null saves the weights of the last step. An
+    average over more steps than a third of the training keeps weights of its beginning."""
     ranks: Annotated[int, Ge(1), Role.OUTSIDE_IDENTITY] = 1
     """Number of training processes, each with its slice of the global batch; more than 1 run with Ray Train."""
     device: str = "auto"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from permafrost.config.evaluation import TopKOptions, feature_probes
+from permafrost.config.evaluation import TopKOptions, check_top_k, feature_probes
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluator import PER_CENT, Evaluator, Page, Quantity
 from permafrost.evaluation.forward import label_metrics, localization_metrics
-from permafrost.evaluation.metrics import check_top_k, top_k_accuracy
+from permafrost.evaluation.metrics import top_k_accuracy
 from permafrost.evaluation.per_label import label_table
 from permafrost.evaluation.results import PER_LABEL
 
@@ -49,12 +49,13 @@ ACCURACY = Evaluator(_accuracy)
 
 def _check_top_k(context: EvaluationContext) -> None:
     require_one_label(context, "top_k")
-    numbers, classes = context.options.of(TopKOptions).k, len(context.store.manifest.classes)
-    check_top_k("evaluate.top_k.k", numbers, classes)
+    classes = len(context.store.manifest.classes)
+    check_top_k("evaluate.top_k.k", context.options.of(TopKOptions).k, classes, many=False)
 
 
 def _top_k(context: EvaluationContext) -> dict[str, Any]:
-    predictions, numbers = context.predictions, context.options.of(TopKOptions).k
+    predictions = context.predictions
+    numbers = context.options.of(TopKOptions).k or (min(5, predictions.logits.shape[1] - 1),)
     return {"accuracy": top_k_accuracy(predictions.logits, predictions.labels, numbers)}
 
 
@@ -91,6 +92,8 @@ def _check_localization(context: EvaluationContext) -> None:
             f"{context.split} has no {context.options.region} (evaluate.region) and no teacher maps; localization "
             "needs one of them, such as a pass with annotate.outputs=[logits,maps]"
         )
+    if context.dataset.has_masks or context.dataset.has_boxes:
+        needs += f", or evaluate.region={'masks' if context.dataset.has_masks else 'boxes'}"
     if context.config.evaluators is not None:
         raise ConfigError(f"evaluators={','.join(context.config.evaluators)}, but {needs}")
     logger.info("%s", needs)

@@ -227,7 +227,9 @@ class EvaluationPlan(Plan):
         place = self.folder.relative_to(run.path).as_posix()
         with run.open(place, config.shared, inputs.fingerprints) as folder:
             missing = missing_evaluators(folder, config)  # another process may have finished
-            missing_levels = lacking_networks(read_results(folder), config)[1]
+            count, missing_levels = lacking_networks(read_results(folder), config)
+            if 0 < (config.evaluate.random_networks or 0) < count:
+                logger.info("%d untrained networks were measured before, and stay", count)
             if not self.is_selection:
                 logger.info(
                     "%(network)s on %(records)s: %(evaluators)s; into %(folder)s",

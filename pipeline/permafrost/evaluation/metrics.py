@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.core.batches import Logits, TopLogits, require_all_logits, top_class
-from permafrost.core.errors import require
 from permafrost.core.label_forms import has_many, known_mask, predict_labels
 from permafrost.core.records import NO_GROUP, NO_LABEL
 from permafrost.evaluation.per_label import AT_HALF, Thresholds, many_label_scores
@@ -94,15 +93,6 @@ def _share(hits: Tensor) -> float:
 def accuracy(logits: Logits, labels: Tensor) -> float:
     """Compute the fraction of labeled records whose highest logit [N, K] is the label [N], nan if none is labeled."""
     return float((top_class(logits) == labels)[labels != NO_LABEL].double().mean())
-
-
-def check_top_k(option: str, numbers: Sequence[int], classes: int) -> None:
-    """Raise ConfigError for a k for which every label counts."""
-    require(
-        all(k < classes for k in numbers),
-        f"{option}={list(numbers)}: every label is among the {max(numbers, default=0)} highest of {classes} classes; "
-        "name smaller numbers",
-    )
 
 
 def top_k_accuracy(logits: Tensor, labels: Tensor, numbers: Sequence[int]) -> dict[str, float]:

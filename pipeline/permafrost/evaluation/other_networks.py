@@ -30,16 +30,20 @@ class Networks:
         self.config, self.store, self.passes = config, store, passes
         self._students: dict[str, EvaluatedModel] = {}
 
-    def check_teacher(self, evaluator: str) -> None:
+    def check_teacher(self, evaluator: str, *, is_stored: bool = False) -> None:
         """Check that `teacher` names the network that made the evaluated model's teacher pass.
 
         Args:
             evaluator: Name of the evaluator that needs it, for the message.
+            is_stored: True if the store has what the evaluator needs of it, so that it need not be named.
 
         Raises:
             ConfigError: If no network is named.
             StoreMismatchError: If the pass was made by another network.
         """
+        words = self.config.command
+        if is_stored and not any(word.startswith(("teacher=", "teacher.")) for word in words):
+            return
         if (teacher := _name_network(self.config)) is None:
             raise ConfigError(
                 f"evaluators={evaluator} needs the teacher network, but teacher.weights is not set; name the network "

@@ -9,6 +9,7 @@ from typing import Any
 from permafrost.config.builder import to_plain_dict
 from permafrost.config.compose import compose
 from permafrost.config.distillation import DistillConfig
+from permafrost.config.evaluation import TopKOptions, check_top_k
 from permafrost.config.paths import place_paths
 from permafrost.config.points import Point, iter_points, knows_option, point_arguments, point_label
 from permafrost.config.sections import section_of
@@ -18,6 +19,7 @@ from permafrost.core.errors import require
 from permafrost.evaluation.inputs import open_against, open_evaluation_store
 from permafrost.loading.subset import HOLDOUT
 from permafrost.models.resolve import resolve_distill
+from permafrost.models.saved import SavedNetwork
 from permafrost.runs.folder import STUDENTS, PassRecords, RunFolder, identity, pass_inputs
 from permafrost.runs.trackers import check_logger
 from permafrost.store.reader import Store, logits_first
@@ -121,7 +123,11 @@ def _limit_threads(
 def _with_splits(evaluate: EvaluateConfig) -> EvaluateConfig:
     """Return the options with splits that the store has, or raise ConfigError before any student is trained."""
     path = evaluate.store.at(evaluate.evaluate.store)
-    splits = Store(path).manifest.records
+    manifest = Store(path).manifest
+    splits = manifest.records
+    if "top_k" in evaluate.requested_evaluators:
+        numbers, classes = evaluate.evaluate.of(TopKOptions).k, len(manifest.classes)
+        check_top_k("evaluate.top_k.k", numbers, classes, many=manifest.multi_label)
     options = evaluate.evaluate.on(splits)
     for split in options.splits:
         require(
@@ -135,7 +141,14 @@ def _with_splits(evaluate: EvaluateConfig) -> EvaluateConfig:
 def _with_baselines(student: Student, students: Sequence[Student]) -> Student:
     """Replace evaluator baselines that are variants by their student of the same seed, or None for its own variant."""
     runs: dict[str, str | None] = {}
-    for name in student.evaluate.baselines & {other.variant for other in students}:
+    variants = {other.variant for other in students}
+    for name in sorted(student.evaluate.baselines - variants):
+        require(
+            SavedNetwork(RunFolder(name).path / "distill").is_finished,
+            f"evaluate.<evaluator>.baseline={name} is neither a variant ({', '.join(sorted(variants))}) nor a run with "
+            "a finished student; correct it",
+        )
+    for name in student.evaluate.baselines & variants:
         points = {
             other.name: other.point
             for other in students

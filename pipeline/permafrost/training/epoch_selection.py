@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from permafrost.config.distillation import DistillConfig
-from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.evaluation import EvaluateOptions, check_top_k
 from permafrost.config.models import Picture
 from permafrost.core.errors import ConfigError, first_line, require
 from permafrost.core.json_entries import from_dict
 from permafrost.evaluation.evaluator import METRICS, best_position, numbers_of
 from permafrost.evaluation.forward import evaluate_training, open_split
-from permafrost.evaluation.metrics import check_top_k
 from permafrost.loading.dataset import StoreDataset, covering_passes
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.loading.random_views import trained_picture
@@ -133,7 +132,7 @@ def plan_curve(
         )
         for split in curve.splits
     }
-    check_top_k("curve.top_k", curve.top_k, num_classes)
+    check_top_k("curve.top_k", curve.top_k, num_classes, many=store.index.has_many_labels)
     read = compared if loss.needs.targets and config.mode != "live" else []
     terms = {
         split: _term_records(config, store, read, split, num_classes, loss).in_picture(picture)

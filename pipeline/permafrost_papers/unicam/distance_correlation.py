@@ -168,10 +168,10 @@ def check_distances(context: EvaluationContext) -> Mapping[str, str]:
     options = context.options.of(DistanceCorrelationOptions)
     option = f"evaluate.{NAME}.embeddings" if options.is_one_hot else None
     check_probes(NAME, context.dataset, context.split, MIN_RECORDS, option)
-    if "teacher" in compared_networks(options) and not all(
-        _artifact(context, _probes(context), form).exists for form in _forms(options)
-    ):
-        context.networks.check_teacher(NAME)
+    if "teacher" in compared_networks(options):
+        artifacts = [_artifact(context, _probes(context), form) for form in _forms(options)]
+        is_stored = all(artifact.exists for artifact in artifacts)
+        context.networks.check_teacher(NAME, is_stored=is_stored)
     files = check_compared(context, options)
     if options.layers:
         others = teacher_layers(context, _probes(context), _forms(options)[0])

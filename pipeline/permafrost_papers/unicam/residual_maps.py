@@ -153,12 +153,11 @@ def check_unicam(context: EvaluationContext) -> Mapping[str, str]:
     option = f"evaluate.{NAME}.depths"
     check_depths(option, context.model, options.depths, "the student")
     probe_split = _probe_split(context)
-    if (
-        "teacher" in compared_networks(options)
-        and not activations_artifact(context, probe_split, options.depths).exists
-    ):
-        context.networks.check_teacher(NAME)
-        check_depths(option, context.networks.teacher, options.depths, "the teacher")
+    if "teacher" in compared_networks(options):
+        is_stored = activations_artifact(context, probe_split, options.depths).exists
+        context.networks.check_teacher(NAME, is_stored=is_stored)
+        if not is_stored:
+            check_depths(option, context.networks.teacher, options.depths, "the teacher")
     files = check_compared(context, options)
     if options.baseline is not None:
         check_depths(
@@ -354,7 +353,9 @@ def _write_overlays(
         pair = f"{x}_given_{given}"
         maps = tensors[f"{pair}/{depth}/{options.reductions[0]}/map"].float().numpy()
         for name, picture in zip(names, overlays(frames, maps), strict=True):
-            data = png_of(Image.fromarray((255 * picture).round().astype(np.uint8)))
+            pixels = (255 * picture).round().astype(np.uint8)
+            factor = max(1, _SIDE // pixels.shape[1])
+            data = png_of(Image.fromarray(pixels.repeat(factor, axis=0).repeat(factor, axis=1)))
             context.write(f"{NAME}-{context.split}/{pair}/{name}.png", data)
 
 
@@ -381,6 +382,8 @@ def _means(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return means
 
 
+_SIDE = 224
+"""Width in pixels up to which an overlay is enlarged by a whole factor."""
 _QUANTITIES = (
     (
         "reliability",

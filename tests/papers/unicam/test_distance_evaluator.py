@@ -20,7 +20,7 @@ from permafrost.evaluation.evaluator import numbers_of
 from permafrost.runs.mirrors import RUNS
 from permafrost.storage.lock import folder_lock
 from permafrost.store.artifacts import Artifact
-from permafrost.store.entries import ManifestError
+from permafrost.store.entries import ManifestError, StoreMismatchError
 from permafrost.store.verification import verify_store
 from permafrost_papers.unicam.options import DistanceCorrelationOptions
 from tests.support.composition import config_of
@@ -164,6 +164,11 @@ def test_the_second_student_of_a_teacher_needs_no_teacher(own, monkeypatch):
 
     assert other["teacher_relevance"] == with_network["teacher_relevance"]
     assert other["fss"] != with_network["fss"]
+    another = replace(own.config.teacher, weights="random")
+    config = evaluation_of(own, (EVALUATOR_NAME,), run="two", splits=("train",), teacher=another)
+    typed = replace(config, command=("evaluate", "teacher.weights=random"))
+    with pytest.raises(StoreMismatchError, match="is not the network that made"):
+        evaluate_student(typed, "another")
 
 
 def test_a_damaged_or_unfinished_artifact_is_found(own):
