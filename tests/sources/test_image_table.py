@@ -27,6 +27,7 @@ from tests.support.image_sets import (
     write_table,
 )
 from tests.support.listings import plan_whole
+from tests.support.previews import preview_of
 
 NFC, NFD = (unicodedata.normalize(form, "chèvre") for form in ("NFC", "NFD"))
 
@@ -181,6 +182,8 @@ def test_masks_come_as_gray_png_and_may_be_absent(make_table, tmp_path):
     assert contents[2].mask != (tmp_path / "palette.png").read_bytes()
     assert np.array_equal(pixels_of(contents[2].mask), indices)
     assert contents[2].suffix == "png"
+    found = preview_of(image_table_config(next(tmp_path.glob("table.*")), mask="mask"))
+    assert "with a mask 2" in found.sheet()["images"].value
 
 
 @pytest.mark.parametrize(

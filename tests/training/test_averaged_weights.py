@@ -62,13 +62,15 @@ def test_the_average_is_saved_evaluated_and_on_the_curve(frozen):
     assert logged_lines("one")[-1]["curve/test/accuracy"] == values["accuracy"]
 
 
-def test_a_resumed_training_has_the_average_of_an_undisturbed_one(frozen):
+def test_a_resumed_training_has_the_average_of_an_undisturbed_one(frozen, caplog):
+    caplog.set_level("INFO")
     trainer = replace(AVERAGED, checkpoint_every_steps=3)
     distill.run(distill_config(frozen, run="undisturbed", trainer=trainer))
     with killed_at(loop, "save_checkpoint", 3):
         distill.run(distill_config(frozen, trainer=trainer))
     distill.run(distill_config(frozen, trainer=trainer))
 
+    assert "continues from the checkpoint: epoch 2 of 3, after 5 steps" in caplog.text
     assert_equal_states(weights_of("one"), weights_of("undisturbed"))
 
 

@@ -137,6 +137,7 @@ class ImageSample:
         self._add_sides([(facts.width, facts.height)])
         self._add_regions(record, content, facts, options)
         kinds = {
+            "with a mask": has_mask,
             "several pictures": facts.is_animated,
             "further channels": facts.bands
             > _COLORS + (facts.has_alpha or facts.channels == "CMYK"),

@@ -139,6 +139,13 @@ def fit(
     if is_new and training.loss.before_first_step(_TeacherBatches(training, stream)):
         save_checkpoint(training, folder)
     is_first = training.distributed.is_first
+    if is_first and not is_new and training.epoch < trainer.epochs:
+        logger.info(
+            "continues from the checkpoint: epoch %d of %d, after %d steps",
+            training.epoch + 1,
+            trainer.epochs,
+            training.global_step,
+        )
     # 2. The metrics, cut to the step of the state.
     metric_file = MetricWriter(tracked, training.global_step) if is_first else nullcontext()
     with metric_file as writer:
