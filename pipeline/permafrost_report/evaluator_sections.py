@@ -135,7 +135,7 @@ _UNTRAINED = "What untrained networks have was not measured (evaluate.random_net
 
 
 def _summary(members: Sequence[StudentResult], columns: Sequence[Column]) -> list[dict[str, Any]]:
-    """Build one row per variant; that of a single network has the intervals over records."""
+    """Build one row per variant; a variant of one network has intervals over records."""
     rows = variant_summary(student_rows(members, columns), columns)
     by_label = group_pairs((member.label, member) for member in members)
     for row in rows:

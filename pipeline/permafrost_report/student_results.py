@@ -296,7 +296,7 @@ def names_of_runs(runs: Sequence[str]) -> dict[str, str]:
 def untrained_results(results: Sequence[StudentResult]) -> list[StudentResult]:
     """Return the results of the untrained networks of evaluate.random_networks, one label for each architecture.
 
-    Of several students of one architecture the first that was evaluated with them counts.
+    The first student of an architecture that was evaluated with them counts.
     """
     by_network: dict[str, StudentResult] = {}
     for result in results:

@@ -33,12 +33,12 @@ def test_a_level_is_what_a_given_network_of_random_weights_has(own):
 
     config = evaluation_of(own, EVALUATORS, model="network", teacher=own.config.teacher, **FEW)
     network = replace(own.config.teacher, weights="random")
-    given = evaluate.run(replace(config, student=network)).splits["test"]
-    assert level["accuracy"] == given["accuracy"]
+    alone = evaluate.run(replace(config, student=network)).splits["test"]
+    assert level["accuracy"] == alone["accuracy"]
     for name in ("epg", "map_cosine", "kl_to_teacher"):
-        assert level[name] == pytest.approx(given[name], rel=1e-5)
+        assert level[name] == pytest.approx(alone[name], rel=1e-5)
     fss = level["distance_correlation"]["fss"]
-    assert fss == pytest.approx(given["distance_correlation"]["fss"], rel=1e-5)
+    assert fss == pytest.approx(alone["distance_correlation"]["fss"], rel=1e-5)
     assert fss["layer1"] > 0.2  # so that 0 is no level of networks on the same images
 
 

@@ -74,7 +74,7 @@ class EvaluateResult:
 
     @property
     def numbers(self) -> dict[str, dict[str, float]]:
-        """Numbers by split, without those of each label and those of a last layer that was not trained."""
+        """Numbers by split, without the scores of each label and the outputs of an untrained last layer."""
         return {
             split: numbers_of({name: value for name, value in metrics.items() if name != PER_LABEL})
             for split, metrics in self._measured.items()
@@ -82,7 +82,7 @@ class EvaluateResult:
 
     @property
     def _measured(self) -> dict[str, dict[str, Any]]:
-        """Metrics by split, without those of a last layer that was not trained."""
+        """Metrics by split, without the outputs of an untrained last layer."""
         return {
             split: without_outputs(metrics) if self.classifier else metrics
             for split, metrics in self.splits.items()

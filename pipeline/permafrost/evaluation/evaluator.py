@@ -73,7 +73,7 @@ def numbers_of(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]
 def main_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of a split's metrics that are always shown: an evaluator with a page names them there.
 
-    Of the others, a mapping of more than ten numbers is left out, as the scores of many labels or groups are.
+    Without a page, a mapping of more than ten numbers is left out, such as the scores of many labels or groups.
 
     Args:
         metrics: Metrics of a split, as in metrics.json.

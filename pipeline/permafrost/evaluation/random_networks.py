@@ -86,7 +86,7 @@ def measure_untrained(
                 context.model, network=network.to(context.model.device), thresholds=AT_HALF
             ),
             folder=Path(folder),
-            fingerprint=sha256_tensors(network),
+            fingerprint=described["network"]["weights"],
             written={},
             pooled_features={},
         )
