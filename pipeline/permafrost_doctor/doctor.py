@@ -39,6 +39,8 @@ _PACKAGES = (
     *("torch", "torchvision", "ray", "webdataset", "zarr", "kornia", "pyarrow", "numpy", "timm"),
     *("pillow", "simplejpeg"),
 )
+_DEVELOPMENT = ("all", "dev", "docs", "bench")
+"""Extras that no command needs."""
 _GIB = 2**30
 
 
@@ -182,8 +184,7 @@ def _missing_extras() -> Iterator[str]:
     for requirement in requires(_PACKAGE) or ():
         extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
         name = re.match(r"[\w.-]+", requirement)
-        # Extras that no command needs.
-        if extra and name and extra[1] not in ("all", "dev", "docs", "bench"):
+        if extra and name and extra[1] not in _DEVELOPMENT:
             needed.setdefault(extra[1], []).append(name[0])
     lacking: dict[str, list[str]] = {}
     for extra_name, packages in needed.items():

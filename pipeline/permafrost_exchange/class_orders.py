@@ -20,6 +20,8 @@ _MOSTLY = 0.5
 """Fraction of the records whose labels must fit the order that names say."""
 _SURE = 0.9
 """Fraction of the records of a class that must have one label for an order that its name does not say."""
+_CLASSES_AS_VALUES = (TOP_CLASS, "target_class")
+"""Fields whose values are classes."""
 
 
 def order_classes(
@@ -139,7 +141,7 @@ def reorder_classes(
         axis = 2 + spec.axes.index("class") if "class" in spec.axes else 0
         if axis and array.shape[axis] == len(order):
             moved[spec.name] = np.take(array, np.argsort(order), axis=axis)
-        elif spec.name in (TOP_CLASS, "target_class"):
+        elif spec.name in _CLASSES_AS_VALUES:
             renumbered = np.where(array >= 0, order[np.maximum(array, 0).astype(np.int64)], array)
             moved[spec.name] = renumbered.astype(array.dtype)
     return moved

@@ -23,6 +23,7 @@ from permafrost_sources.tar_members import list_samples
 
 _LOOKED_AT = 2000
 """Number of files of a folder that are examined."""
+_TORCH_ZIP = b"PK\x03\x04"
 
 
 class Recognition(NamedTuple):
@@ -127,7 +128,7 @@ def _recognize_file(path: Path) -> Recognition:
     try:
         if path.suffix == ".tar":
             with file_at(path).open() as file:
-                is_tar = file.read(4) != b"PK\x03\x04"
+                is_tar = file.read(4) != _TORCH_ZIP
             if is_tar:
                 return _recognize_tar(path)
         return _recognize_content(path, load_pickled(path))

@@ -67,6 +67,12 @@ from permafrost_sources.tar_members import Member, read_member
 
 logger = logging.getLogger("permafrost.attach")
 
+_LISTED_TARS = 16
+_DESCRIBED = ("teacher", "views", "explainer", "temperatures")
+"""Entries of a pass that do not depend on the store."""
+_OF_STORE = ("dataset_fingerprint", "store_fingerprint", "selection", "backend")
+"""Entries that do."""
+
 
 @dataclass(frozen=True)
 class SharedFields:
@@ -140,7 +146,7 @@ class SharedFields:
             values[spec.name][row] = decode_npy(data, spec.dtype, shape, where)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=_LISTED_TARS)
 def _members_of(path: RootedPath, size: int, changed: int | str) -> dict[str, dict[str, Member]]:
     """Return the members of each record of a tar."""
     return dict(iter_samples(path))
@@ -193,25 +199,15 @@ def attach_pass(config: AttachConfig, store: Store, executor: Executor) -> Attac
         f"of {store.path} are others; pack the store from the same data with the same options",
         TargetError,
     )
-    # Entries of a pass that do not depend on the store.
     description = {
-        **{
-            name: getattr(shared, name)
-            for name in ("teacher", "views", "explainer", "temperatures")
-        },
+        **{name: getattr(shared, name) for name in _DESCRIBED},
         "dataset_fingerprint": store.manifest.dataset.fingerprint,
         "store_fingerprint": store.manifest.fingerprint,
         "selection": shared.selection if same_store else selection_of(joined),
         "backend": config.store.backend,
     }
     is_same = same_store and shared.backend == config.store.backend and order is None
-    covered = {
-        "attached": shared.fingerprint,
-        **{
-            name: description[name]
-            for name in ("dataset_fingerprint", "store_fingerprint", "selection", "backend")
-        },
-    }
+    covered = {"attached": shared.fingerprint, **{name: description[name] for name in _OF_STORE}}
     if order is not None:
         covered["classes"] = order.tolist()
     fingerprint = shared.fingerprint if is_same else sha256_json(covered)

@@ -9,16 +9,19 @@ from typing import Any
 from permafrost.core.errors import printable
 from permafrost.core.yaml_text import dump_yaml
 
+_SPDX = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_MARKS = re.compile(r"[\\`*_~\[\]<>|]|(?<=:)//")
+"""Characters that mean something in Markdown."""
+
 
 def license_id(name: str) -> str:
     """Return the license of a card's header: an SPDX name in lower case, or `other`."""
-    return name.lower() if re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name.lower()) else "other"
+    return name.lower() if _SPDX.fullmatch(name.lower()) else "other"
 
 
 def plain_text(text: str) -> str:
     """Return an untrusted text as plain Markdown: without links, tags, table cells or control characters."""
-    # Characters that mean something in Markdown.
-    return re.sub(r"[\\`*_~\[\]<>|]|(?<=:)//", r"\\\g<0>", printable(text))
+    return _MARKS.sub(r"\\\g<0>", printable(text))
 
 
 def fact_table(rows: Mapping[str, str]) -> list[str]:

@@ -32,6 +32,7 @@ CALIBRATION_FRAMES = 256
 """Frames of the training split from which the ranges of activations are measured, evenly spread over it."""
 COMPARED_FILES = 32
 _COMPARED_FRAMES = 2000
+_TIMED_RUNS = 30
 Output = Callable[[Tensor, int], Tensor]
 """Logits f32 [1, K] of an image f32 [1, 3, h, w] of an evaluation, and its row of the store."""
 
@@ -131,7 +132,7 @@ def compare_int8(
     values = _compare(outputs, store, trained, facts, _COMPARED_FRAMES)
     images, *_ = next(_evaluated_images(store, trained, trained.split, 1))
     for kind, run in runs.items():
-        times = timeit.repeat(partial(run, _frame(images)), number=1, repeat=30)
+        times = timeit.repeat(partial(run, _frame(images)), number=1, repeat=_TIMED_RUNS)
         values[f"megabytes_{kind}"] = len(programs[kind]) / 1e6
         values[f"milliseconds_{kind}"] = 1000 * statistics.median(times)
     return values

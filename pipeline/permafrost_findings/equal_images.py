@@ -40,6 +40,8 @@ from permafrost_findings.thresholds import (
 
 _BLOCK_ROWS, _BLOCK_PAIRS = 65_536, 4096
 _NAMED = 3
+_ROTATIONS = (0, 16, 32, 48)
+"""Bits by which hashes are rotated before they are sorted, so that similar ones are neighbors in one of the orders."""
 _MAX_DECODED, _MAX_COMPARED = 500, 100_000
 """Largest numbers of pairs whose images are decoded, and whose thumbnails are compared."""
 _REMEDY = (
@@ -185,11 +187,9 @@ def similar_pairs(
         are_close = np.unpackbits(differing, axis=1).sum(1) <= MAX_BITS
         return np.asarray(are_close & keep(one, other))
 
-    # Bits by which hashes are rotated before they are sorted, so that similar ones are neighbors in one of the
-    # orders.
     turned = [
         hashes << np.uint64(bits) | hashes >> np.uint64(64 - bits) if bits else hashes
-        for bits in (0, 16, 32, 48)
+        for bits in _ROTATIONS
     ]
     pairs = np.concatenate([neighbor_pairs(values, are_near) for values in turned])
     pairs = np.unique(np.sort(pairs, axis=1), axis=0)
@@ -419,9 +419,10 @@ def _splits_of(store: Store, rows: NDArray[np.int64]) -> NDArray[np.int16]:
     return codes[store.index.shard_numbers(rows)]
 
 
-def _examples(
-    store: Store, pairs: _Rows, word: Callable[[NDArray[np.int64]], str] | None = None
-) -> str:
+_Word: TypeAlias = Callable[[NDArray[np.int64]], str]
+
+
+def _examples(store: Store, pairs: _Rows, word: _Word | None = None) -> str:
     """Name the first pairs, each record with a word about it: its split, if none is given."""
     splits, texts = list(store.manifest.records), []
     say = word or (lambda row: splits[_splits_of(store, row)[0]])

@@ -55,6 +55,7 @@ _NOTHING = re.compile(
     r"negativ[aoe]?|unremarkable|clear|clean|empty|nada|rien|niente|nichts|norm|норма|正常|无|無|なし|異常なし|정상|없음"
 )
 """Names of labels, in lower case with blanks for separators, that may mean that no other label holds."""
+_FLAGS = frozenset({"0", "1", "true", "false", "yes", "no", "y", "n"})
 _UNEQUAL = 10
 """Records of the largest class for each record of the smallest one from which on classes are unequal."""
 
@@ -349,9 +350,7 @@ def find_classes_like_splits(preview: Preview) -> Iterator[Remark]:
 def find_unusual_splits(preview: Preview) -> Iterator[Remark]:
     """Find a missing training split, and several spellings of the validation split."""
     splits = sorted(preview.counts.records)
-    if splits and all(
-        split.lower() in {"0", "1", "true", "false", "yes", "no", "y", "n"} for split in splits
-    ):
+    if splits and all(split.lower() in _FLAGS for split in splits):
         first, last = splits[0], splits[-1]
         yield (
             "error",

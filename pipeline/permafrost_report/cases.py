@@ -176,6 +176,10 @@ def _kind(
 # ---- case pair -------------------------------------------------------------------------------------
 
 
+_EVALUATION_OPTIONS = ("store", "splits", "frame", "region", "iou_threshold")
+"""Options of evaluate that must be the same for both students."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """A student of the pair."""
@@ -222,12 +226,11 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
     store = candidate_evaluation.open_store(config.store.folder)
     store = store.part_with(candidate_evaluation.inputs["store"])
     passes = candidate_evaluation.open_passes(store)
-    # Options of evaluate that must be the same for both students.
     if (
         candidate_evaluation.inputs != other.inputs
         or any(
             getattr(evaluation, name) != getattr(other.options, name)
-            for name in ("store", "splits", "frame", "region", "iou_threshold")
+            for name in _EVALUATION_OPTIONS
         )
         or candidate_evaluation.inputs["store"] != store.manifest.fingerprint
         or len(passes) != len(candidate_evaluation.teachers)

@@ -33,6 +33,8 @@ _TERMS = ("total", "kd", "map", "ce", "bce")
 """Terms of a loss that are plotted, next to those of method=several, whose names end with their numbers."""
 _MAX_POINTS = 300
 """Largest number of points of a curve; of a longer one, evenly spaced points are drawn."""
+_MAX_NAME = 40
+_MAX_CLASS = 14
 _GRAY = "0.45"
 _SLANTED: dict[str, Any] = {"rotation": 30, "ha": "right"}
 """Options of tick labels that would overlap if they were level."""
@@ -233,14 +235,14 @@ def confusion_plot(names: Sequence[str], shares: NDArray[np.float64]) -> str:
         if share >= 0.5:
             color = "white" if share > 60 else "black"
             axis.text(column, row, f"{share:.0f}", ha="center", va="center", color=color, size=7.5)
-    labels = [legend_name(name, 14) for name in names]
+    labels = [legend_name(name, _MAX_CLASS) for name in names]
     axis.set_xticks(range(len(names)), labels, rotation=90)
     axis.set_yticks(range(len(names)), labels)
     axis.set(xlabel="predicted class", ylabel="class")
     return finish(figure, axis)
 
 
-def legend_name(name: str, longest: int = 40) -> str:
+def legend_name(name: str, longest: int = _MAX_NAME) -> str:
     """Shorten a name to one line of a legend, which would leave out a name with a leading underscore."""
     line = " ".join(name.split())
     line = line if len(line) <= longest else f"{line[: longest - 2]}.."

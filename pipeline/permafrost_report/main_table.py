@@ -30,6 +30,8 @@ _MIN_DIFFERENCE = 0.005
 """Difference from accuracy from which on the mean over classes is shown without being asked."""
 _PROBES = ("knn.accuracy", "linear_probe.accuracy")
 """Metrics of features, which they show if they were measured."""
+_OF_OWN_PASS = ("agreement", "kl_to_teacher", "map_cosine")
+"""Metrics of a student and the pass that it is compared with."""
 CHANCE = {"accuracy": "majority_accuracy", "epg": "epg_uniform", "iou": "epg_uniform"}
 """Metric that is the chance level of another one: of a constant prediction, or of a uniform map."""
 
@@ -349,10 +351,7 @@ def variant_summary(
         if direction is not None and all(variant["seeds"] > 2 for variant in compared):
             labels = [str(variant["method"]) for variant in compared]
             # Of a student and its own teacher, which need not be that of another student.
-            is_of_own = (
-                column.measure in ("agreement", "kl_to_teacher", "map_cosine")
-                and "@" not in column.source
-            )
+            is_of_own = column.measure in _OF_OWN_PASS and "@" not in column.source
             groups = list((variants_by_pass or {}).values()) if is_of_own else []
             for group in groups if len(groups) > 1 else [labels]:
                 members = [row for label in labels if label in group for row in by_variant[label]]

@@ -21,6 +21,8 @@ from permafrost_report.model_selection import curve_of
 from permafrost_report.student_results import StudentResult
 
 _RECORDS = "training records"
+_UNUSED = ("inputs", "run", "seed", "store", "trainer.num_threads", "trainer.device")
+"""Options that every student has for itself, or that do not concern its training."""
 _SHARED = {
     "student": "Student's network",
     _RECORDS: "Training records",
@@ -177,12 +179,7 @@ def _options(result: StudentResult, store: Store, counts: dict[str, str]) -> dic
             options[section] = describe(values.pop(section))
     others = {name: value for name, value in values.items() if name not in ("subset", "split")}
     flat = {name: _text(value) for name, value in flatten_options(others).items()}
-    # Options that every student has for itself, or that do not concern its training.
-    return options | {
-        name: value
-        for name, value in flat.items()
-        if name not in ("inputs", "run", "seed", "store", "trainer.num_threads", "trainer.device")
-    }
+    return options | {name: value for name, value in flat.items() if name not in _UNUSED}
 
 
 def _training_records(store: Store, split: str, subset: Mapping[str, Any]) -> str:

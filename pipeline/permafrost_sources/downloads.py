@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from permafrost.core.errors import UserError, require
 from permafrost.storage.files import file_at
 
+_TIMEOUT_SECONDS = 60
+
 
 class DownloadError(UserError, OSError):
     """File that could not be downloaded."""
@@ -39,7 +41,7 @@ def download(url: str, folder: Path) -> Path:
         return path
     try:
         with (
-            urllib.request.urlopen(url, timeout=60) as response,
+            urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response,
             file_at(path).open_atomically() as file,
         ):
             shutil.copyfileobj(response, cast("io.BytesIO", file), 2**20)

@@ -17,6 +17,9 @@ from permafrost.storage.files import file_at, is_stray, read_at
 from permafrost.storage.rooted_paths import AnyPath, RootedPath, rooted
 from permafrost.store.image_decoding import MAX_IMAGE_BYTES, ImageError
 
+PICKLED_SUFFIXES = ("pyd", "pickle", "pkl", "pth", "pt")
+"""Suffixes that the `.decode()` of a standard reader would unpickle, and pickle runs any code in the file."""
+
 PASSED_OVER_MEMBERS = "members of tars that belong to no sample"
 """Topic of a tally, by the reason."""
 LINK_MEMBER = "link to another member"
@@ -121,9 +124,8 @@ def _list_members(path: AnyPath, tally: Tally | None = None) -> Iterator[dict[st
                 if tally is not None and not member.isdir():
                     tally.add(PASSED_OVER_MEMBERS, reason, member.name)
                 continue
-            # The `.decode()` of a standard reader would unpickle these, and pickle runs any code in the file.
             require(
-                member.name.rsplit(".", 1)[-1].lower() not in ("pyd", "pickle", "pkl", "pth", "pt"),
+                member.name.rsplit(".", 1)[-1].lower() not in PICKLED_SUFFIXES,
                 f"{path} contains {member.name}, which only pickle can read, and pickle runs code; "
                 "write such members as npy, json or safetensors",
             )

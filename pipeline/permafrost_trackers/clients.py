@@ -10,6 +10,8 @@ from contextlib import suppress
 
 from permafrost.runs.trackers import TrackedRun, TrackerClient
 
+_FINISH_SECONDS = 120.0
+"""Timeout of the uploads to Weights & Biases at the end of a training."""
 _PATIENCE = {
     "WANDB_INIT_TIMEOUT": "30",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -32,7 +34,6 @@ class WandB(TrackerClient):
         import wandb
 
         run_id, self.last_step = tracked.read_state(last_step)
-        # Timeout of the uploads to Weights & Biases at the end of a training.
         self._run = wandb.init(
             project=tracked.project,
             name=tracked.name,
@@ -42,7 +43,7 @@ class WandB(TrackerClient):
             resume="allow",
             dir=tracked.folder,  # in which it writes to wandb/
             reinit="create_new",
-            settings=wandb.Settings(console="off", finish_timeout=120.0),
+            settings=wandb.Settings(console="off", finish_timeout=_FINISH_SECONDS),
         )
         tracked.save_state(self._run.id, self.last_step)
 

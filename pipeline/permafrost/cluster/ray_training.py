@@ -45,6 +45,8 @@ _DEVICES_OF_RAY = ("auto", "cuda")
 _POLL_SECONDS = 0.5
 _STARTED = -1
 """Number in place of an epoch's that a rank sends when it begins."""
+_INTERFACE = "GLOO_SOCKET_IFNAME"
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 logger = logging.getLogger("permafrost.ray")
 
@@ -163,11 +165,7 @@ def train_on_ranks(job: RankedJob, on_epoch: Callable[[int, str], None]) -> None
     job.spec()  # rejects options that do not fit the store before any rank is started
     ranks, cluster = job.trainer.ranks, job.cluster
     # Ray Train tries to start the ranks this many times, each of which waits for room.
-    timeout = {
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(
-            cluster.max_wait_seconds / (cluster.max_restarts + 1)
-        )
-    }
+    timeout = {_START_TIMEOUT: str(cluster.max_wait_seconds / (cluster.max_restarts + 1))}
     with variables_set(timeout), ray_session(cluster, ranks * cluster.cpus_per_rank):
         import ray
         import ray.train
@@ -248,7 +246,7 @@ def _choose_interface() -> None:
     import ray
 
     if interface := interface_of(ray.util.get_node_ip_address()):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault(_INTERFACE, interface)
 
 
 def interface_of(address: str) -> str:

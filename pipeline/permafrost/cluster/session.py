@@ -57,6 +57,8 @@ _ACTOR_ENVIRONMENT = {
 _STARTS = 2
 """Number of attempts to start a local Ray, which times out on a busy machine."""
 _POLL_SECONDS, _LIST_SECONDS = 0.05, 2.0
+_MESSAGE_SIZE = 200
+_NODE_ID = re.compile("node id: [0-9a-f]+ and ")
 
 TOKEN_ADVICE = (
     "If the head has a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what `ray get-auth-token` prints on the "
@@ -262,7 +264,7 @@ def _warn_of_cluster(logged: set[str], data: dict[str, Any], ignore_prefix: bool
     What was logged is kept in `logged`, as Ray repeats itself until it notices that a node is lost.
     """
     lines = " ".join(data["lines"]).strip().splitlines() or [""]
-    sentence = re.sub("node id: [0-9a-f]+ and ", "", printable(lines[0])).partition(". ")[0][:200]
+    sentence = _NODE_ID.sub("", printable(lines[0])).partition(". ")[0][:_MESSAGE_SIZE]
     # What has ended a call is another message, unless it was this process.
     if sentence not in logged and not sentence.endswith("submit failed"):
         logged.add(sentence)

@@ -36,6 +36,8 @@ _CALLS = 2
 """Calls of an actor at once: one works on a shard, and the other one writes that before it."""
 _SPARE_ROWS = 8
 """Further rows for each actor, as those of a lost actor wait until a host has room for another one."""
+_MAX_WAITING = 100_000
+"""Largest number of actors that wait at the gate at once."""
 _REPORT_SECONDS = 1.0
 _SILENT_SECONDS = 30.0
 """Time without a report after which an actor is taken for stopped, with its host or alone."""
@@ -399,7 +401,7 @@ class ShardRows:
         request.await_node()
         gate = ray.remote(Gate).options(
             name=f"gate {next(_numbers)} of {subject}",
-            max_concurrency=100_000,
+            max_concurrency=_MAX_WAITING,
             **on_this_node(),
         )
         self._gate = gate.remote(config.max_restarts * actors, actors)

@@ -104,6 +104,8 @@ class OperationConfig(_Operation):
         )
 
 
+MAX_SIDE = 4096
+"""Largest side of a view in pixels."""
 MAX_FACTOR = 100.0
 _MIN_SIGMA = 1e-4
 """Stored views have these values in float16."""
@@ -335,7 +337,7 @@ class AugmentOptions(Options):
     interpolation: Literal["bilinear", "nearest"] = "bilinear"
     """Interpolation of what a rotation, shear or shift moves in its window. nearest takes the nearest pixel, which is
     the default of torchvision's RandAugment."""
-    size: Annotated[int | None, Ge(8), Le(4096)] = None
+    size: Annotated[int | None, Ge(8), Le(MAX_SIDE)] = None
     """Side of the student's input in pixels; null takes that of the canonical frame."""
     scaled_decoding: bool = False
     """Decode a JPEG to 1/2, 1/4 or 1/8 of its size, of its low frequencies, where the window is at least as many times

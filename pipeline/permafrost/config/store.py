@@ -132,6 +132,8 @@ class OutputInfo(NamedTuple):
         return (*self.options, *added)
 
 
+_AUTO_BATCH = 64
+"""Records of a batch with annotate.batch_size=auto."""
 _MODULE = "permafrost.annotation.outputs"
 OUTPUTS: Family[OutputInfo] = Family(
     {
@@ -256,7 +258,7 @@ class PassOptions(OpenOptions):
     @property
     def records_per_batch(self) -> int:
         """Number of records of a batch."""
-        return 64 if self.batch_size == "auto" else self.batch_size
+        return _AUTO_BATCH if self.batch_size == "auto" else self.batch_size
 
     @property
     def memory_advice(self) -> str:

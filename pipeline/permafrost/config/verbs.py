@@ -161,6 +161,10 @@ class EvaluateConfig(EvaluationRun):
         )
 
 
+ONLY_VARIANT = "student"
+"""Name of the variant of a sweep that has a grid and no variants."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(Options):
     """Sections that `sweep` reads in addition to those of distill and evaluate."""
@@ -190,8 +194,7 @@ class SweepConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.grid and not self.variants:
-            # the name of the only variant of a sweep that has a grid and no variants
-            object.__setattr__(self, "variants", {"student": ()})
+            object.__setattr__(self, "variants", {ONLY_VARIANT: ()})
         require(
             len(self.variants) > 0,
             "variants is empty; choose experiment=..., or set variants={name: [overrides]} or grid={option: [values]}",

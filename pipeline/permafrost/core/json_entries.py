@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from permafrost.core.errors import require
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
 
 def require_entry(condition: bool, error_message: str) -> None:
     """Check a condition on an entry of a file.
@@ -45,13 +47,12 @@ def require_digest(digest: str) -> None:
     Raises:
         EntryError: If it is not.
     """
-    require_entry(
-        re.fullmatch(r"[0-9a-f]{64}", digest) is not None, f"{digest[:80]!r} is not a SHA-256"
-    )
+    require_entry(_DIGEST.fullmatch(digest) is not None, f"{digest[:80]!r} is not a SHA-256")
 
 
 T = TypeVar("T")
 _SHOWN_CHARACTERS = 80
+_MAX_NUMBER = sys.float_info.max
 
 
 class EntryError(ValueError):
@@ -118,9 +119,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if is_dataclass(hint) and isinstance(hint, type):
         return from_dict(hint, value, where)
     is_number = hint is float and type(value) in (int, float)
-    if (type(value) is not hint and not is_number) or (
-        is_number and not abs(value) <= sys.float_info.max
-    ):
+    if (type(value) is not hint and not is_number) or (is_number and not abs(value) <= _MAX_NUMBER):
         raise EntryError(f"{where} must be {_WORDS.get(hint, hint)}, got {_show(value)}")
     return float(value) if is_number else value
 

@@ -75,6 +75,10 @@ _ALWAYS_READ = (
     *VIEW_FIELDS,
 )
 """Fields of a pass that are always read. Fields of other outputs are read on request."""
+_MAP_FIELDS = ("map", "target_class", FEATURES)
+"""Beginnings of the names of fields that a negative control reads in another view."""
+_SECOND_FIELDS = (VIEW_FIELD.name, WINDOW_FIELD.name, MOVE_FIELD.name, PIXEL_FIELD)
+"""Fields of the second record of a stored mixture."""
 _MAX_SEPARATE_SHARE = 0.25
 """Maximum fraction of a shard's records for which a selection that is read once requests each separately."""
 _SMALL_FILE = 4096
@@ -243,8 +247,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         for teacher in self.passes:
             self._require_covered(teacher)
         self._blanks_maps, self._scaled_maps = blanks_maps, scaled_maps
-        # Beginnings of the names of fields that a negative control reads in another view.
-        self._first_view_fields = ("map", "target_class", FEATURES) if still_maps else ()
+        self._first_view_fields = _MAP_FIELDS if still_maps else ()
         self._recipe = recipe_of_pass(self.passes[0]) if self.passes else None
         self._is_mixed = bool(self.passes) and mixes_of_pass(self.passes[0])
         _check_room(store, self.passes)
@@ -410,12 +413,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         """
         rows = self.rows_at(at)
         columns, keys = self._columns(_INDEX_COLUMNS, rows), self.store.index.keys(rows)
-        # Fields of the second record of a stored mixture.
-        names = (
-            (VIEW_FIELD.name, WINDOW_FIELD.name, MOVE_FIELD.name, PIXEL_FIELD)
-            if is_second
-            else None
-        )
+        names = _SECOND_FIELDS if is_second else None
         read = range(1 if is_second else len(self.passes))
         values = [self._gather(number, columns, views, names) for number in read]
         sizes = torch.from_numpy(np.stack([columns["height"], columns["width"]], axis=1)).float()

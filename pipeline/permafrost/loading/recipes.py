@@ -61,6 +61,7 @@ BLOCK_SIZE = 1024
 KEPT_BLOCKS = 4
 """Number of blocks that are kept where the places of an epoch are visited in their order."""
 
+_NOT_DRAWN = -1.0
 _NUMBERS = 9
 """Random numbers per record and pixel operation: the probability's, then up to 8 of the operation's own."""
 
@@ -77,6 +78,7 @@ SPACE = (
 MOVING = range(SPACE.index("shear_x"), SPACE.index("rotate") + 1)
 """Numbers of the kinds that move pixels."""
 _SIGNED = range(SPACE.index("shear_x"), SPACE.index("sharpness") + 1)
+_COLOR_KINDS = range(SPACE.index("brightness"), len(SPACE))
 
 _STRONGEST: dict[str, dict[str, float]] = {
     "randaugment": {
@@ -341,7 +343,7 @@ def _policy_changes(operation: PolicyConfig, rows: Tensor) -> list[PixelChange]:
     """Return the changes of color that a policy has drawn, one turn after the other."""
     changes = []
     for kinds, strengths in policy_turns(operation, rows):
-        for kind in range(SPACE.index("brightness"), len(SPACE)):
+        for kind in _COLOR_KINDS:
             chosen = (kinds == kind).nonzero()[:, 0]
             if len(chosen):
                 values = strengths[chosen, None]
@@ -475,7 +477,7 @@ class PixelSchedule:
             else:
                 uniform = next(numbers)
                 values = _VALUES[operation.kind](operation, uniform[:, 1:])
-                absent = torch.full_like(values, -1.0)
+                absent = torch.full_like(values, _NOT_DRAWN)
                 columns.append(values.where(uniform[:, :1] < operation.p, absent))
         return (torch.cat(columns, dim=1),)
 

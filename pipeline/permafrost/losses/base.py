@@ -173,6 +173,10 @@ class Term(NamedTuple):
     """Function that computes the value, not called if the weight is 0."""
 
 
+_ON_LOGITS = {"ce", "bce", "kd"}
+"""Terms whose gradients reach every parameter of the classifier."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LossTerms:
     """A scalar to minimize and its terms, all on the training device."""
@@ -333,7 +337,7 @@ class DistillationLoss(nn.Module, LossCallbacks):
                 value = value.value
             terms[term.name] = value
             weighted.append(term.weight * value)
-        if not terms.keys() & {"ce", "bce", "kd"}:  # ranks wait for the gradients of all parameters
+        if not terms.keys() & _ON_LOGITS:  # ranks wait for the gradients of all parameters
             weighted.append(0 * student.logits.sum())
         return LossTerms(total=torch.stack(weighted).sum(), terms=terms, statistics=statistics)
 

@@ -148,8 +148,7 @@ def deterministic_algorithms(device: torch.device, *, enabled: bool = True) -> I
     if not enabled or device.type != "cuda":
         yield
         return
-    # cuBLAS reads it before its first product; with this value its sums have a fixed order.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault(*_CUBLAS_WORKSPACE)
     memory: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled()
     warns, fills = (
@@ -165,6 +164,10 @@ def deterministic_algorithms(device: torch.device, *, enabled: bool = True) -> I
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warns)
         memory.fill_uninitialized_memory = fills
+
+
+_CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+"""Variable that cuBLAS reads before its first product, and the value with which its sums have a fixed order."""
 
 
 def require_tf32(option: str, device: torch.device) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from permafrost.storage.files import file_at
 
+_HEAD = 512
 _MAX_HEADER = 2**30
 """Largest header of a safetensors file, in bytes."""
 _PART = re.compile(r"-0*(\d+)-of-0*(\d+)\.\w+$")
@@ -168,4 +169,4 @@ def describe_foreign_folder(folder: Path) -> str:
 
 def _head(path: Path) -> bytes:
     with file_at(path).open() as file:
-        return file.read(512)
+        return file.read(_HEAD)

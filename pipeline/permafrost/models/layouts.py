@@ -31,6 +31,8 @@ _CLEAR_FIT = 0.5
 _SAME_FIT = 0.97
 """Correlation relative to the best layout's above which another one is as possible."""
 _SAME_SUM = 1e-3
+_PROJECTIONS = re.compile(r"(^|\.)([qkv]+|query|queries|keys?|values?)(_proj)?(\.|$)")
+"""Names of the projections of an attention."""
 _CELLS_OF_TOKENS = 0.5
 """Minimum fraction of the values of tokens with a gradient, if the logits depend on the patches."""
 _MAX_STAGES = 4
@@ -321,9 +323,7 @@ def layer_grids(
         grids = layers.setdefault(name, [])
         grids.append(None)
         for part, tensor in tensors_of(output).items():
-            is_projection = isinstance(module, nn.Linear) or re.search(
-                r"(^|\.)([qkv]+|query|queries|keys?|values?)(_proj)?(\.|$)", name
-            )
+            is_projection = isinstance(module, nn.Linear) or _PROJECTIONS.search(name)
             if is_attention(tensor) or (is_projection and tensor.ndim == 3):
                 continue
             if tensor.ndim == 3:

@@ -89,6 +89,7 @@ _REMEDIES = {
     "(input_size=, augment.size=)",
 }
 """Remedies by what the errors of a network say."""
+_OWN = "its own code raises this"
 _NO_LAYERS: Mapping[str, Layout] = {}
 
 AnyResult = TypeVar("AnyResult")
@@ -342,8 +343,7 @@ class ModuleClassifier(ProbedClassifier):
             raise
         except Exception as error:  # a network of somebody's own may raise anything
             remedy = next(
-                (text for words, text in _REMEDIES.items() if re.search(words, str(error))),
-                "its own code raises this",
+                (text for words, text in _REMEDIES.items() if re.search(words, str(error))), _OWN
             )
             at = f" and explained at layer {self.layer}" if self.layer else ""
             raise ConfigError(

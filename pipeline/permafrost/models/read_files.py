@@ -18,6 +18,7 @@ from permafrost.config.models import ModelConfig
 from permafrost.core.digests import sha256_json
 from permafrost.storage.files import file_at
 
+_OF_CODE = (".py", ".pyc", ".pyi", ".so", ".pyd", ".dll")
 _OF_SYSTEM = tuple(
     f"{os.path.realpath(path)}/"
     for path in (*sysconfig.get_paths().values(), "/proc", "/sys", "/etc", "/usr/share", "/usr/lib")
@@ -42,7 +43,7 @@ def recorded_reads() -> Iterator[set[Path]]:
             path
             for path in map(Path, paths)
             if path.is_file()
-            and not str(path).endswith((".py", ".pyc", ".pyi", ".so", ".pyd", ".dll"))
+            and not str(path).endswith(_OF_CODE)
             and not os.path.realpath(path).startswith(_OF_SYSTEM)
         )
 

@@ -58,6 +58,8 @@ _NOT_TRAINED = (
     *("input_size", "frame", "crop_fraction", "interpolation"),
 )
 """Options that may differ between the training of a network and its use."""
+_INFERRED = ("mean", "std", "columns")
+"""Options that the provider or the store determines if they are null."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +254,6 @@ class WeightsFile:
             f"{section}={trained['kind']} {section}.name={trained['name']}",
         )
         options = to_plain_dict(config)
-        # Options that the provider or the store determines if they are null.
         if other := {
             option.name: trained[option.name]
             for option in options_of(type(config))
@@ -261,8 +262,7 @@ class WeightsFile:
             and not {Role.OUTSIDE_IDENTITY, Role.IN_WEIGHTS} & option.roles
             and trained[option.name] != options[option.name]
             and not (
-                option.name in ("mean", "std", "columns")
-                and None in (trained[option.name], options[option.name])
+                option.name in _INFERRED and None in (trained[option.name], options[option.name])
             )
         }:
             arguments = shlex.join(

@@ -24,6 +24,9 @@ _COMPUTED = (
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Parts that torch.compile, FSDP and activation checkpointing put before the names of any module."""
 _TRAINING_STATE = re.compile(r"(^|\.)(\w*optim\w*|grads?|exp_avg(_sq)?|momentum_buffer)\.")
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Parts that torch.compile, FSDP and activation checkpointing put before the names of any module."""
+_AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|avg|teacher)([._]|$)")
 _FIRST_KEYS = ("state_dict", "model")
 """Keys that are preferred among sets that are not averaged."""
 
@@ -179,7 +182,7 @@ def _is_computed(name: str) -> bool:
 def _preference(fit: Fit) -> tuple[bool, int]:
     first = fit.key.partition(".")[0]
     order = _FIRST_KEYS.index(first) if first in _FIRST_KEYS else len(_FIRST_KEYS)
-    return not re.search(r"(^|[._])(ema|swa|averaged?|avg|teacher)([._]|$)", fit.key), order
+    return not _AVERAGED.search(fit.key), order
 
 
 def _fit(

@@ -40,6 +40,7 @@ _TEACHER = "teacher "
 """Start of the names of passes among the inputs of a run."""
 STUDENTS = "students"
 """Folder of a sweep's students below that of its run."""
+_RESULTS = ("checkpoint.pt", "model.json", "metrics.json")
 CONFIG_NAME = "config.yaml"
 """File of the options of a run."""
 SWEEP_NAME = "sweep.json"
@@ -50,6 +51,8 @@ INPUT_OPTIONS = {"inputs.plug-in ": "code of ", "inputs.": ""}
 """Names of what a run has read by the start of the names of its inputs."""
 _IDENTITY = "identity"
 """Entry of a run's config that its other files repeat, so that they are not taken for those of another run."""
+_OUTSIDE_IDENTITY = {Role.OUTSIDE_IDENTITY, Role.BY_FINGERPRINT}
+"""Roles of options that an identity leaves out; `inputs` has the fingerprints."""
 
 
 class RunFolder:
@@ -102,10 +105,7 @@ class RunFolder:
         """
         folder, cls = self.path / verb, type(config)
         if not (
-            (folder / CONFIG_NAME).exists()
-            and any(
-                (folder / name).exists() for name in ("checkpoint.pt", "model.json", "metrics.json")
-            )
+            (folder / CONFIG_NAME).exists() and any((folder / name).exists() for name in _RESULTS)
         ):
             return False
         existing = describe_run(read_config(folder / CONFIG_NAME, cls), cls)
@@ -180,11 +180,7 @@ def identity(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for name, value in values.items():
         option = options.get(name)
-        # Roles of options that an identity leaves out; `inputs` has the fingerprints.
-        if option is not None and (
-            option.roles & {Role.OUTSIDE_IDENTITY, Role.BY_FINGERPRINT}
-            or is_left_out(option, value)
-        ):
+        if option is not None and (option.roles & _OUTSIDE_IDENTITY or is_left_out(option, value)):
             continue
         section = None if option is None else section_class(option, value)
         if section is not None:

@@ -31,6 +31,7 @@ RUNS = Path("runs")
 """Folder of all runs that are not in a bucket."""
 _RUNS = "runs"
 """Folder of the mirrors within the cache."""
+_STATES = ".states"
 _LAST = ("checkpoint.pt", "metrics.json", "model.json")
 """Files that are uploaded after all others, in this order: those that others of the folder must agree with."""
 
@@ -238,7 +239,7 @@ def _download(address: str, path: Path, size: int) -> None:
 
 
 def _state_path(address: str) -> Path:
-    return _root() / ".states" / f"{address.replace('://', '/')}.json"
+    return _root() / _STATES / f"{address.replace('://', '/')}.json"
 
 
 def _read_state(address: str) -> dict[str, list[object]]:

@@ -45,6 +45,7 @@ IMAGE_SUFFIXES = (
     *("bmp", "dib", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"),
 )
 """Suffixes of image files, case-insensitive."""
+_IMAGE_SUFFIXES = frozenset(IMAGE_SUFFIXES)
 HEIF_SUFFIXES = ("heic", "heif", "hif")
 """Suffixes of image files that the package pillow-heif decodes."""
 _VIDEOS = ("mp4", "m4v", "mov", "avi", "mkv", "webm", "wmv", "mpg", "mpeg", "flv", "3gp")
@@ -59,6 +60,7 @@ _OTHER_PICTURES = frozenset(
     }
 )
 """Suffixes of pictures, volumes and videos in formats that are not read."""
+_JPEG_SUFFIXES = frozenset({"jpeg", "jpe", "jfif", "jif", "pjpeg", "pjp"})
 LEFTOVER_FOLDERS = frozenset(
     {
         *("system volume information", "__macosx", "@eadir", "#recycle", "@recycle"),
@@ -76,6 +78,7 @@ _COMPANION = re.compile(
     rf"(?P<before>{_COMPANION_WORDS}|tn)[ _.-](?P<rest>.+)",
     re.IGNORECASE,
 )
+_ADDRESS = re.compile(r"\s*(~|[A-Za-z][A-Za-z0-9+.-]*://)")
 _SNIFFED = 3
 """Number of files of each suffix that is left out whose first bytes are looked at."""
 
@@ -109,13 +112,13 @@ def is_image_name(name: str) -> bool:
 
 def is_image_suffix(suffix: str) -> bool:
     """Return whether files of a suffix, in lower case without its dot, are read as images."""
-    return suffix in IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and decodes_heif())
+    return suffix in _IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and decodes_heif())
 
 
 def image_suffix(name: str) -> str:
     """Return the suffix for a record's content: lower case, jpg for the other suffixes of JPEG."""
     suffix = _suffix(name)
-    return "jpg" if suffix in {"jpeg", "jpe", "jfif", "jif", "pjpeg", "pjp"} else suffix
+    return "jpg" if suffix in _JPEG_SUFFIXES else suffix
 
 
 def _suffix(name: str) -> str:
@@ -532,7 +535,7 @@ class TableFiles:
 
     def _relative(self, row: ListedRow, column: str) -> str:
         text = row.path(column)
-        if re.match(r"\s*(~|[A-Za-z][A-Za-z0-9+.-]*://)", text):
+        if _ADDRESS.match(text):
             raise row.error(
                 column,
                 f"{quote(text, 200)[1:-1]} is an address or begins with ~, which are not read; download the files, and "

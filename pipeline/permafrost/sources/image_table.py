@@ -105,6 +105,7 @@ from permafrost.storage.files import file_at
 _MAX_CLASS_CHARACTERS = 200
 _MAX_DISTINCT = 100_000
 """Largest number of different label cells among which a separator is searched."""
+_OF_SEVERAL = re.compile(r"-\d+-of-\d+$")
 
 # Topics of the tally of a table.
 SEPARATED = "label cells separated at"
@@ -524,7 +525,7 @@ class ImageTableSource(ImageSource):
         column, names = self.config.split, self.config.split_names
         if column is None:
             name = row.table.stem
-            is_part = len(self._files) > 1 or re.search(r"-\d+-of-\d+$", name)
+            is_part = len(self._files) > 1 or _OF_SEVERAL.search(name)
             split = split_in_name(name) if is_part else TRAIN
             return split if known_split(split) else TRAIN
         text = row.text(column)

@@ -32,6 +32,13 @@ from permafrost.sources.splits import TRAIN, is_split_name, split_off_test
 from permafrost.storage.files import file_at
 from permafrost.store.image_decoding import picture_suffix, png_of
 
+_IMAGE_NAMES = ("image", "img", "picture")
+"""Entries that are the image of a record that is a mapping, the first that it has."""
+_LABEL_NAMES = ("label", "labels", "fine_label", "target")
+"""Entries that are its label."""
+_IDENTIFYING_DIGITS = 16
+
+
 _Item = tuple[Image.Image | bytes, int, tuple[int, ...]]
 """Image of a record, with its label or labels."""
 _LABEL_NAMES = ("label", "labels", "fine_label", "target")
@@ -131,8 +138,7 @@ class MemorySource(ImageSource):
         where = self._where(split, number)
         item, label = self._splits[split][number], None
         if isinstance(item, Mapping):
-            # Entries that are the image of a record that is a mapping, the first that it has.
-            names = [name for name in ("image", "img", "picture") if name in item]
+            names = [name for name in _IMAGE_NAMES if name in item]
             require(bool(names), f"{where} has {', '.join(map(str, item))} and no entry `image`")
             label = next((item[name] for name in _LABEL_NAMES if name in item), None)
             item = item[names[0]]
@@ -222,7 +228,7 @@ def _digest(image: Image.Image | bytes, label: int, labels: tuple[int, ...]) -> 
     form = "" if isinstance(image, bytes) else f"{image.mode} {image.size}"
     digest = hashlib.sha256(f"{form} {label} {labels}\n".encode())
     digest.update(image if isinstance(image, bytes) else image.tobytes())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:_IDENTIFYING_DIGITS]
 
 
 # ---- files -----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from permafrost.core.errors import ConfigError, require
 
 SCHEMES = ("s3", "gs", "az")
 """Schemes of buckets that can be written to. Only s3 has been tried."""
+READ_ONLY_SCHEMES = ("https", "http")
 ADDRESS = re.compile(r"([a-z0-9]+)://([^/]+)(?:/(.*))?", re.DOTALL)
 
 
@@ -57,7 +58,7 @@ def parse_bucket(option: str, text: str, *, writable: bool = True) -> str:
         ConfigError: If it is not a bucket address, or has credentials or an empty name, . or .. in it.
     """
     match = ADDRESS.fullmatch(text)
-    schemes = SCHEMES if writable else (*SCHEMES, "https", "http")
+    schemes = SCHEMES if writable else (*SCHEMES, *READ_ONLY_SCHEMES)
     if match is None or match[1] not in schemes:
         raise ConfigError(
             f"{option}={text} is not the address of a bucket; write "

@@ -245,9 +245,7 @@ def _wait_for_server(address: str, verb: str, error: Exception) -> None:
 def _is_unreached(error: Exception) -> bool:
     """Return whether a request has failed because no connection was made."""
     text = str(error)
-    return (
-        "kind: Connect" in text and "Name or service not known" not in text and not _is_final(error)
-    )
+    return "kind: Connect" in text and _UNKNOWN_HOST not in text and not _is_final(error)
 
 
 def _is_final(error: Exception) -> bool:
@@ -271,6 +269,7 @@ def _has_no_credentials(text: str) -> bool:
 
 
 _CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
+_UNKNOWN_HOST = "Name or service not known"
 _NO_CONNECTION = {
     "failed to lookup address": "no such host",
     "ConnectionRefused": "connection refused",

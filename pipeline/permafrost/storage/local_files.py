@@ -44,6 +44,9 @@ _FOLDER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
 _BUFFER_BYTES = 2**20
 MAX_EXCHANGED_BYTES = 2**20
 """Limit of the bytes of a file that `exchange` replaces."""
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FOLDERS_WITHOUT_FSYNC = (errno.EINVAL, errno.ENOTSUP)
+"""Errors of file systems that do not support fsync of a folder, such as some network mounts."""
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 """Flags with which opening a pipe or a terminal has no effect, so that its kind can be checked."""
 
@@ -60,7 +63,7 @@ def write_error(path: AnyPath, error: OSError) -> FileError:
         "check that the folder exists and is writable, and run the same command again"
     )
     end = f"({error.strerror or error}). Finished files are kept; {remedy}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in _NO_SPACE:
         return NoSpaceError(f"no room to write {path} {end}")
     return FileError(f"{path} cannot be written {end}")
 
@@ -185,8 +188,7 @@ def _fsync_folder(folder: int, path: AnyPath) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        # Errors of file systems that do not support fsync of a folder, such as some network mounts.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+        if error.errno not in _FOLDERS_WITHOUT_FSYNC:
             raise write_error(path, error) from error
 
 

@@ -29,6 +29,7 @@ logger = logging.getLogger("permafrost.lock")
 
 LOCK_NAME = ".lock"
 """Empty file; the process that holds its lock may write."""
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class LockedError(UserError, RuntimeError):
@@ -125,7 +126,7 @@ def _open_lock(folder: AnyPath, option: str) -> io.FileIO | None:
     except FileError:
         raise
     except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno not in _READ_ONLY:
             raise FileError(
                 f"{path} cannot be opened ({error.strerror}); choose another {option}"
             ) from error

@@ -71,6 +71,8 @@ _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "FLOAT": 4, "DOUBLE": 8} | {
     "FIXED_LEN_BYTE_ARRAY": 32  # digests
 }
 """Bytes of a value by its type in the file."""
+_MAX_PARTS = 10_000
+"""Largest number of any list in the footer of a table."""
 
 
 def open_parquet(data: bytes, texts: list[str] | None = None) -> pq.ParquetFile:
@@ -80,12 +82,11 @@ def open_parquet(data: bytes, texts: list[str] | None = None) -> pq.ParquetFile:
         data: The whole file.
         texts: Columns that are read as they are stored, each different value once; None for no column.
     """
-    # Largest number of any list in the footer of a table.
     return pq.ParquetFile(
         pa.BufferReader(data),
         pre_buffer=False,
         read_dictionary=texts,
-        thrift_container_size_limit=10_000,
+        thrift_container_size_limit=_MAX_PARTS,
     )
 
 
@@ -353,6 +354,7 @@ def parse_npy(data: bytes, kinds: str, shape: tuple[int | None, ...]) -> NDArray
 # ---- safetensors ---------------------------------------------------------------------------------
 
 
+_LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 2**22
 """Bytes of the header of some 20,000 tensors with long names, which are parsed in seconds."""
 _METADATA = "__metadata__"
@@ -421,7 +423,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def _tensor_header(path: Path) -> bytes:
     """Return the header of a file. Raises OSError or FormatError."""
     with file_at(path).open() as file:
-        if (size := int.from_bytes(file.read(8), "little")) > _MAX_HEADER_BYTES:
+        if (size := int.from_bytes(file.read(_LENGTH_BYTES), "little")) > _MAX_HEADER_BYTES:
             raise FormatError(
                 f"its header has {size:,} bytes, more than the {_MAX_HEADER_BYTES:,} of any network"
             )

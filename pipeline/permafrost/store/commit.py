@@ -60,6 +60,8 @@ logger = logging.getLogger("permafrost.store")
 
 ORIGIN_NAME = ".origin.json"
 _MAX_BYTES = 2**20
+_APPENDED_SHARD = re.compile(r".+-[0-9a-f]{8}-\d{6}")
+"""Names of shards of appends, with a part of the fingerprint of their records."""
 
 
 def write_origin(store: RootedPath, digest: str, fingerprint: str, data: DataConfig) -> None:
@@ -336,11 +338,7 @@ def commit_store(
         for folder in (IMAGES_FOLDER, COMMITS_FOLDER):
             for path in file_at(store / folder).paths():
                 name = path.name.partition(".")[0]
-                # Names of shards of appends, with a part of the fingerprint of their records.
-                if (
-                    re.fullmatch(r".+-[0-9a-f]{8}-\d{6}", name)
-                    and tables.shards.number_of(name) < 0
-                ):
+                if _APPENDED_SHARD.fullmatch(name) and tables.shards.number_of(name) < 0:
                     file_at(path).remove()
     # Readers of the store before an append still read them.
     remove_other_tables(store, manifest, *(() if before is None else (before,)))

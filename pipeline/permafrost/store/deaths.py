@@ -28,6 +28,8 @@ _DEATHS_TO_TRY = 2
 """Number of deaths at a shard after which its records are tried alone, as one death may come from outside."""
 _START_METHOD = "spawn"
 """Way to start the child: a new interpreter, as a fork has neither this process's threads nor its GPU."""
+_FROM_OUTSIDE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that a process does not receive from its own work."""
 
 logger = logging.getLogger("permafrost.store")
 
@@ -118,8 +120,7 @@ def find_fatal(keys: Sequence[str], work_on: Callable[[str], object]) -> str | N
         if process.is_alive():  # this process is interrupted
             process.kill()
             process.join()
-    # Signals that a process does not receive from its own work.
-    if (code := process.exitcode) == 0 or -code in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    if (code := process.exitcode) == 0 or -code in _FROM_OUTSIDE:
         return None
     if key is None:
         logger.warning("a process that was to try records alone could not be started (%d)", code)

@@ -56,20 +56,34 @@ MAX_SCANS = 100
 MAX_TEXT_BYTES = 2**24
 """Largest size of a file whose pixels are numbers as text (PPM), which take a quarter of a second a megabyte."""
 _JPEG = b"\xff\xd8\xff"
+_NUMBERS_AS_TEXT = (b"P1", b"P2", b"P3")
 _START_OF_SCAN, _END_OF_IMAGE, _APP1 = 0xDA, 0xD9, 0xE1
+_SEQUENTIAL = (0xC0, 0xC1)
+"""Second bytes of the headers of frames whose rows follow one another."""
 _ROWS_BELOW = 16
 """Rows of a JPEG that are decoded below those that are needed, whose colors their upsampling reads."""
 _WITHOUT_LENGTH = (0x00, 0x01, *range(0xD0, 0xD9))
 """Second bytes that do not start a segment: a stuffed FF, and markers that stand alone."""
+_COLOR_SPACES = ("YCbCr", "Gray", "RGB")
+_NPY = b"\x93NUMPY"
 THUMBNAIL_SIDE = 16
 """Side of a thumbnail in pixels."""
 _THUMBNAIL_PIXELS = 160
 _SIXTEEN_TO_EIGHT_BITS = 257
+_JPEG_QUALITY = 95
 _END_BYTES = 64
 """Bytes at the end of a file among which its end mark is; others are examined more closely."""
 _PNG_DEPTH = 24
 """Position of the bits of a channel in a PNG."""
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"adobe.xmp")
+"""Beginnings of what may hold the orientation of a PNG."""
 _WHITE_16 = 65_535
+_TIFF_PHOTOMETRIC = 262
+"""Tag of a TIFF that says whether 0 is white (0) or black (1)."""
+_TIFF_SAMPLES = 277
+"""Tag of the number of channels of a TIFF."""
+_TIFF_DEPTH = 258
+"""Tag of the bits of each channel of a TIFF."""
 _UPRIGHT_BY = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -154,7 +168,7 @@ def open_image(data: bytes) -> Image.Image:
     if data.startswith(_JPEG):
         _require_few_scans(data)
     require(
-        not data.startswith((b"P1", b"P2", b"P3")) or len(data) <= MAX_TEXT_BYTES,
+        not data.startswith(_NUMBERS_AS_TEXT) or len(data) <= MAX_TEXT_BYTES,
         f"it has {len(data):,} bytes of numbers as text, more than {MAX_TEXT_BYTES:,}; save it as PNG",
         ImageError,
     )
@@ -265,7 +279,7 @@ def decode_pixels(data: bytes, memory: NDArray[np.uint8] | None = None) -> NDArr
     Raises:
         ImageError: If a raw frame has another number of bytes than its shape says.
     """
-    if data.startswith(b"\x93NUMPY"):
+    if data.startswith(_NPY):
         return _decode_raw(data)
     is_upright_jpeg = data.startswith(_JPEG) and not _is_rotated(data)
     if is_upright_jpeg and (pixels := _decode_jpeg(data, memory)) is not None:
@@ -294,7 +308,7 @@ def _decode_jpeg(data: bytes, memory: NDArray[np.uint8] | None) -> NDArray[np.ui
     with contextlib.suppress(ValueError):
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
         # CMYK would be converted in another way, and open_image says of one that is too large that it is.
-        if color_space not in ("YCbCr", "Gray", "RGB") or height * width > MAX_PIXELS:
+        if color_space not in _COLOR_SPACES or height * width > MAX_PIXELS:
             return None
         if memory is not None and memory.shape == (height, width, 3):
             simplejpeg.decode_jpeg(data, "RGB", buffer=memory)
@@ -345,8 +359,7 @@ def _place_of_size(jpeg: bytes, size: tuple[int, int]) -> int:
     """Return the place of the height in a JPEG of one sequential scan; 0 in others, and if its size is another."""
     at, place, end = 2, 0, len(jpeg) - 10
     while at < end and jpeg[at] == 0xFF:
-        # Second bytes of the headers of frames whose rows follow one another.
-        if (kind := jpeg[at + 1]) in (0xC0, 0xC1):
+        if (kind := jpeg[at + 1]) in _SEQUENTIAL:
             place, components = at + 5, jpeg[at + 9]
         elif kind == _START_OF_SCAN:
             is_whole = place and components in (1, 3) and jpeg[at + 4] == components
@@ -415,7 +428,7 @@ def encode_frame(frame: Tensor, form: str) -> tuple[bytes, str]:
         return encode_npy(frame.permute(1, 2, 0).contiguous().numpy()), "npy"
     from torchvision.io import encode_jpeg
 
-    return encode_jpeg(frame.contiguous(), quality=95).numpy().tobytes(), "jpg"
+    return encode_jpeg(frame.contiguous(), quality=_JPEG_QUALITY).numpy().tobytes(), "jpg"
 
 
 def png_of(image: Image.Image) -> bytes:
@@ -487,16 +500,12 @@ def read_facts(data: bytes) -> ImageFacts:
     """
     with _decoding(), open_image(data) as image:
         # Of a PNG without such a chunk, Pillow would decode the pixels to look behind them.
-        # Beginnings of what may hold the orientation of a PNG.
-        may_turn = image.format != "PNG" or any(
-            mark in data for mark in (b"eXIf", b"Raw profile type", b"adobe.xmp")
-        )
+        may_turn = image.format != "PNG" or any(mark in data for mark in _PNG_ORIENTATION)
         orientation = _orientation(image) if may_turn else 1
         bits = _bits_of(image, data)
         has_other_values = image.mode == "F" or (image.mode.startswith("I") and bits != 16)
         if has_other_values or not _ends_whole(image.format, data):
             inspect_image(data)
-        # Tag 277 of a TIFF is the number of its channels.
         facts = ImageFacts(
             format=image.format or "",
             height=image.height,
@@ -505,7 +514,9 @@ def read_facts(data: bytes) -> ImageFacts:
             channels=_channels_of(image, data),
             has_alpha=image.has_transparency_data,
             orientation=orientation,
-            bands=int(cast("Any", image).tag_v2.get(277, 1)) if image.format == "TIFF" else 0,
+            bands=int(cast("Any", image).tag_v2.get(_TIFF_SAMPLES, 1))
+            if image.format == "TIFF"
+            else 0,
             is_animated=bool(getattr(image, "is_animated", False)),
         )
         if facts.orientation >= 5 and image.format != "TIFF":  # whose size Pillow gives upright
@@ -523,8 +534,7 @@ def _bits_of(image: Image.Image, data: bytes) -> int:
     if image.format == "PNG":
         return 16 if len(data) > _PNG_DEPTH and data[_PNG_DEPTH] == 16 else 8
     if image.format == "TIFF":
-        # Tag 258 of a TIFF has the bits of each channel.
-        return 16 if max(cast("Any", image).tag_v2.get(258, (8,))) == 16 else 8
+        return 16 if max(cast("Any", image).tag_v2.get(_TIFF_DEPTH, (8,))) == 16 else 8
     return 16 if image.mode.startswith("I") else 8
 
 
@@ -571,8 +581,7 @@ def _values_of(image: Image.Image, data: bytes) -> NDArray[Any]:
 
 def _begins_white(image: Image.Image) -> bool:
     """Return whether 0 is white in a TIFF; Pillow inverts such values of 8 bits only."""
-    # Tag 262 of a TIFF says whether 0 is white (0) or black (1).
-    return image.format == "TIFF" and cast("Any", image).tag_v2.get(262, 1) == 0
+    return image.format == "TIFF" and cast("Any", image).tag_v2.get(_TIFF_PHOTOMETRIC, 1) == 0
 
 
 def to_8_bits(data: bytes, black: int, white: int) -> bytes | None:

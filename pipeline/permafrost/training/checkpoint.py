@@ -23,6 +23,7 @@ from permafrost.training.state import Training
 
 _COMMENT = b"sha256:"
 _DIGITS = 64
+_END_OF_ARCHIVE = b"PK\x05\x06"
 _END_BYTES = 22
 """Size of the last entry of an archive without a comment, whose last two bytes are the comment's length."""
 _BLOCK_BYTES = 2**20
@@ -37,7 +38,7 @@ def save_checkpoint(training: Training, folder: Path) -> None:
     archive = buffer.getbuffer()
     end = bytes(archive[-_END_BYTES:])
     require(
-        end.startswith(b"PK\x05\x06") and end.endswith(b"\0\0"),
+        end.startswith(_END_OF_ARCHIVE) and end.endswith(b"\0\0"),
         "torch.save did not write a ZIP archive without a comment",
         RuntimeError,
     )

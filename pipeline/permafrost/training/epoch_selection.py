@@ -39,6 +39,8 @@ from permafrost.training.student_passes import compared_passes
 
 _CURVE = "curve/"
 """Start of the names of a curve's numbers in metrics.jsonl."""
+_ON_CURVE = ("accuracy", "agreement", "top_k")
+"""Metrics of a curve, as far as a split has them."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class AccuracyCurve:
             f"{_CURVE}{split}/{name}": float(value)
             for split, metrics in evaluated.items()
             for name, value in numbers_of(metrics).items()
-            if name.partition(".")[0] in ("accuracy", "agreement", "top_k") and math.isfinite(value)
+            if name.partition(".")[0] in _ON_CURVE and math.isfinite(value)
         }
 
     def term_records_after(self, epoch: int) -> dict[str, StoreDataset]:
@@ -212,6 +214,8 @@ _OF_LOGITS = (
     *("f1", "agreement", "kl_to_teacher"),
 )
 """Metrics for which no map is computed."""
+_OF_TEACHER = ("agreement", "kl_to_teacher", "map_cosine")
+"""Metrics of a student and a pass."""
 
 
 class EpochSelection:
@@ -358,7 +362,7 @@ def select_epochs(
     split, _, metric = config.select_epoch.partition(".")
     compared = compared_passes(config, store, passes, num_classes)
     require(
-        bool(compared) or metric not in ("agreement", "kl_to_teacher", "map_cosine"),
+        bool(compared) or metric not in _OF_TEACHER,
         f"select_epoch={config.select_epoch} compares the student with a pass; name one of "
         f"{', '.join(teacher.name for teacher in store.pass_folders()) or 'the passes (there are none)'} "
         "with store.teacher=",

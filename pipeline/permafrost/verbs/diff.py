@@ -50,6 +50,8 @@ from permafrost.store.reader import Store
 _SHOWN = 5
 """Largest number of keys that are listed of each kind of difference."""
 _TRAININGS: dict[str, type[Options]] = {"distill": DistillConfig, "teach": TeachConfig}
+_OF_RESULTS = re.compile(r"evaluation\.|classes|columns|store\.frame|store$")
+"""Names of what results depend on besides the network; of stores, also the records outside of train."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,6 @@ def compare_two(config: DiffConfig) -> DiffResult:
         for split in each["splits"]
         if split != "train"
     ]
-    # Names of what results depend on besides the network; of stores, also the records outside of train.
     result = DiffResult(
         compared=f"two {'passes' if kind == 'pass' else f'{kind}s'}",
         options=changed,
@@ -128,7 +129,7 @@ def compare_two(config: DiffConfig) -> DiffResult:
         + [
             describe_difference(name, *pair)
             for name, pair in changed.items()
-            if re.match(r"evaluation\.|classes|columns|store\.frame|store$", name)
+            if _OF_RESULTS.match(name)
         ],
     )
     if config.output:

@@ -238,12 +238,7 @@ def _describe_unpacked(config: SweepConfig, base: Sequence[str]) -> dict[str, st
     missing = {each.path for each in stores if not file_at(each.folder / MANIFEST_NAME).exists()}
     if not missing:
         return {}
-    # Beginnings of the arguments of a sweep that precompute takes, too.
-    packing = [
-        word
-        for word in base
-        if word.startswith(("experiment=", "plugins=", "store.path=", "store=", "data", "teacher"))
-    ]
+    packing = [word for word in base if word.startswith(_PACKING_ARGUMENTS)]
     count = len(stores) * len(config.seeds)
     return {
         "students": f"{count} (variants: {len(config.variants)}, seeds: {len(config.seeds)})",
@@ -257,6 +252,10 @@ def _describe_unpacked(config: SweepConfig, base: Sequence[str]) -> dict[str, st
         "executor": _describe_executor(config, count, lambda: math.inf),
         "folder": str(RunFolder(config.run).path / STUDENTS),
     }
+
+
+_PACKING_ARGUMENTS = ("experiment=", "plugins=", "store.path=", "store=", "data", "teacher")
+"""Beginnings of the arguments of a sweep that precompute takes, too."""
 
 
 def _describe_executor(config: SweepConfig, missing: int, estimate: Callable[[], float]) -> str:

@@ -24,6 +24,8 @@ from permafrost.storage.rooted_paths import LinkError, RootedPath
 from permafrost.store.reader import Store
 from permafrost.store.verification import unfinished_passes, verify_store
 
+_DENIED = os.strerror(errno.EACCES)
+
 logger = logging.getLogger("permafrost.verify")
 
 
@@ -31,7 +33,7 @@ class DamagedStoreError(UserError):
     """Error for a store that does not match its manifests, with a line for each problem."""
 
     def __init__(self, store: RootedPath, problems: Sequence[str]) -> None:
-        unreadable = [problem for problem in problems if os.strerror(errno.EACCES) in problem]
+        unreadable = [problem for problem in problems if _DENIED in problem]
         advice = [
             "this user may not read some files; that does not mean that they are damaged. Let it read them, or verify "
             "as another user"

@@ -33,6 +33,7 @@ from permafrost_exchange.target_reader import (
 )
 
 _KINDS = ("logits", "probabilities", "pooled", "map", "target_class")
+_OF_MAPS = ("map", "target_class")
 _ROWS_AT_ONCE = 8192
 
 
@@ -136,11 +137,7 @@ class ListColumnReader(RowReader):
             for field in next(iter(self._opened.values())).schema.to_arrow_schema()
         }
         has_maps = _is_list(getattr(types.get("map"), "value_type", pa.null()))
-        kinds = (
-            kind
-            for kind in _KINDS
-            if kind in types and (has_maps or kind not in ("map", "target_class"))
-        )
+        kinds = (kind for kind in _KINDS if kind in types and (has_maps or kind not in _OF_MAPS))
         return self.config.fields or {kind: kind for kind in kinds}
 
     @cached_property

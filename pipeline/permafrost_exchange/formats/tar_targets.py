@@ -27,6 +27,7 @@ from permafrost_exchange.target_reader import (
 from permafrost_sources.tar_members import Member, list_samples, read_member
 
 _MAX_MEMBER_BYTES = 2**27
+_OPEN_TARS = 32
 
 
 class TarReader(TargetReader):
@@ -109,7 +110,7 @@ def iter_samples(path: AnyPath) -> Iterator[tuple[str, dict[str, Member]]]:
         raise TargetError(str(error)) from error
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=_OPEN_TARS)
 def _opened(path: AnyPath, size: int, changed: int | str) -> io.FileIO:
     return file_at(path).open()
 
