@@ -71,7 +71,7 @@ def measure_untrained(
         inputs: Fingerprints of everything else that the evaluation reads.
     """
     general = to_plain_dict(context.options)
-    described = {
+    described: dict[str, Any] = {
         "inputs": {name: inputs[name] for name in inputs if name != context.config.model},
         "network": to_plain_dict(trained.config) | {"weights": sha256_tensors(network)},
         "options": {name: general[name] for name in ("region", "iou_threshold", "group_sets")},
